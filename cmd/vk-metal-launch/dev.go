@@ -1,0 +1,151 @@
+//go:build linux
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"path"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vk-metal/vk-metal/internal/launchspec"
+)
+
+// defaultDevices are those of every container (OCI runtime specification, "Default Devices").
+var defaultDevices = []launchspec.Device{
+	{Path: "/dev/null", Type: "c", Major: 1, Minor: 3, Mode: 0o666},
+	{Path: "/dev/zero", Type: "c", Major: 1, Minor: 5, Mode: 0o666},
+	{Path: "/dev/full", Type: "c", Major: 1, Minor: 7, Mode: 0o666},
+	{Path: "/dev/random", Type: "c", Major: 1, Minor: 8, Mode: 0o666},
+	{Path: "/dev/urandom", Type: "c", Major: 1, Minor: 9, Mode: 0o666},
+	{Path: "/dev/tty", Type: "c", Major: 5, Minor: 0, Mode: 0o666},
+}
+
+// devLinks are the symlinks of every container's /dev.
+var devLinks = [][2]string{
+	{"/proc/self/fd", "fd"},
+	{"/proc/self/fd/0", "stdin"},
+	{"/proc/self/fd/1", "stdout"},
+	{"/proc/self/fd/2", "stderr"},
+	{"/proc/kcore", "core"},
+	{"pts/ptmx", "ptmx"},
+}
+
+// mountDev fills a tmpfs while nobody sees it and mounts it on /dev.
+func mountDev(root *rootDir, spec *launchspec.Spec) error {
+	dev, err := newFS("tmpfs", "mode=755,size=64m", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_STRICTATIME)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dev)
+	devices := defaultDevices
+	if spec.Privileged {
+		devices = append(hostDevices(), devices...)
+	}
+	for _, device := range append(devices[:len(devices):len(devices)], spec.Devices...) {
+		if err := makeDevice(rootDir{fd: dev}, device); err != nil {
+			return fmt.Errorf("make device %s: %w", device.Path, err)
+		}
+	}
+	for _, link := range devLinks {
+		if err := unix.Symlinkat(link[0], dev, link[1]); err != nil && !errors.Is(err, unix.EEXIST) {
+			return fmt.Errorf("make /dev/%s: %w", link[1], err)
+		}
+	}
+	if err := attachReal(*root, dev, "dev"); err != nil {
+		return err
+	}
+	if root.null, err = unix.Openat(dev, "null", unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err != nil {
+		return fmt.Errorf("open /dev/null: %w", err)
+	}
+	return mountInDev(*root)
+}
+
+func mountInDev(root rootDir) error {
+	for _, m := range []struct {
+		target, kind, options string
+		attrs                 int
+	}{
+		{"/dev/pts", "devpts", "newinstance,ptmxmode=0666,mode=0620,gid=5", unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC},
+		{"/dev/shm", "tmpfs", "mode=1777,size=64m", kernelAttrs},
+		{"/dev/mqueue", "mqueue", "", kernelAttrs},
+	} {
+		if err := mountAt(root, m.target, m.kind, m.options, m.attrs); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// makeDevice makes a node below /dev. A node that is there already stays.
+func makeDevice(dev rootDir, device launchspec.Device) error {
+	name, ok := strings.CutPrefix(path.Clean(device.Path), "/dev/")
+	if !ok {
+		return errors.New("it is not below /dev")
+	}
+	kind := uint32(unix.S_IFCHR)
+	if device.Type == "b" {
+		kind = unix.S_IFBLK
+	}
+	dir, base := path.Split(name)
+	parent, err := dev.mkdirAll(dir)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(parent)
+	number := int(unix.Mkdev(device.Major, device.Minor))
+	err = unix.Mknodat(parent, base, kind|device.Mode&0o777, number)
+	if errors.Is(err, unix.EEXIST) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return unix.Fchownat(parent, base, int(device.UID), int(device.GID), unix.AT_SYMLINK_NOFOLLOW)
+}
+
+// hostDevices are all nodes of the host's /dev, for privileged containers.
+func hostDevices() []launchspec.Device {
+	var out []launchspec.Device
+	_ = filepath.WalkDir("/dev", func(name string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return nil //nolint:nilerr // gone meanwhile: devices come and go
+		}
+		if entry.IsDir() {
+			switch name {
+			case "/dev/pts", "/dev/shm", "/dev/mqueue", "/dev/fd", "/dev/hugepages", "/dev/.lxc", "/dev/.lxd-mounts", "/dev/.udev":
+				return filepath.SkipDir
+			}
+			return nil
+		}
+		if device, ok := hostDevice(name); ok && name != "/dev/console" && name != "/dev/ptmx" {
+			out = append(out, device)
+		}
+		return nil
+	})
+	return out
+}
+
+func hostDevice(name string) (launchspec.Device, bool) {
+	var st unix.Stat_t
+	if unix.Lstat(name, &st) != nil {
+		return launchspec.Device{}, false
+	}
+	device := launchspec.Device{
+		Path: name, Major: unix.Major(st.Rdev), Minor: unix.Minor(st.Rdev),
+		Mode: st.Mode & 0o777, UID: st.Uid, GID: st.Gid,
+	}
+	switch st.Mode & unix.S_IFMT {
+	case unix.S_IFCHR:
+		device.Type = "c"
+	case unix.S_IFBLK:
+		device.Type = "b"
+	default:
+		return launchspec.Device{}, false
+	}
+	return device, true
+}

@@ -1,0 +1,69 @@
+//go:build linux
+
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// newFS makes a file system and returns it as a detached mount. Options is
+// comma-separated, as for mount(8).
+func newFS(kind, options string, attrs int) (int, error) {
+	fs, err := unix.Fsopen(kind, unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return -1, fmt.Errorf("open file system %s: %w", kind, err)
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigSetString(fs, "source", kind); err != nil {
+		return -1, fmt.Errorf("name file system %s: %w", kind, err)
+	}
+	for _, option := range strings.Split(options, ",") {
+		if err := setOption(fs, option); err != nil {
+			return -1, fmt.Errorf("set option %q of %s: %w", option, kind, err)
+		}
+	}
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return -1, fmt.Errorf("create file system %s: %w", kind, err)
+	}
+	fd, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, attrs)
+	if err != nil {
+		return -1, fmt.Errorf("mount file system %s: %w", kind, err)
+	}
+	return fd, nil
+}
+
+func setOption(fs int, option string) error {
+	if option == "" {
+		return nil
+	}
+	if key, value, ok := strings.Cut(option, "="); ok {
+		return unix.FsconfigSetString(fs, key, value)
+	}
+	return unix.FsconfigSetFlag(fs, option)
+}
+
+// cloneTree returns a detached copy of the mount at fd (and of those below it).
+func cloneTree(fd int, recursive bool) (int, error) {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC | unix.AT_EMPTY_PATH)
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	return unix.OpenTree(fd, "", flags)
+}
+
+// setAttr changes the flags and the propagation of a mount, given by any descriptor of its root.
+func setAttr(fd int, recursive bool, set, propagation uint64) error {
+	flags := uint(unix.AT_EMPTY_PATH)
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	return unix.MountSetattr(fd, "", flags, &unix.MountAttr{Attr_set: set, Propagation: propagation})
+}
+
+// attach puts a detached mount on what target refers to.
+func attach(mount, target int) error {
+	return unix.MoveMount(mount, "", target, "", unix.MOVE_MOUNT_F_EMPTY_PATH|unix.MOVE_MOUNT_T_EMPTY_PATH)
+}

@@ -1,0 +1,74 @@
+package main
+
+import (
+	"net/netip"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	kubeletconfig "k8s.io/kubelet/config/v1beta1"
+
+	"github.com/vk-metal/vk-metal/internal/kubeletapi"
+	"github.com/vk-metal/vk-metal/internal/nodestats"
+)
+
+// newAPI makes the server of the node's API.
+func (a *agent) newAPI() (*kubeletapi.Server, error) {
+	backend := apiBackend{a.pods.provider}
+	host := a.nodeOptions().Host
+	source := figures{host: host, systemd: a.pods.systemd, pods: backend.Pods}
+	return kubeletapi.New(kubeletapi.Options{
+		NodeName:    a.name,
+		Listen:      netip.AddrPortFrom(a.cfg.Listen.Address, uint16(a.cfg.Listen.Port)),
+		ClientCA:    a.cfg.ClusterCA,
+		Certificate: a.serving.Certificate,
+		Client:      a.client,
+		Pods:        backend,
+		Streams:     backend,
+		Stats:       nodestats.New(a.name, host.BootTime(), source),
+		Probes:      a.pods.probes,
+		Health:      a.alive,
+		Config:      a.configz(),
+		Logs:        "/var/log",
+		Log:         a.log,
+	})
+}
+
+// configz tells our settings in the kubelet's terms, for tools that ask a kubelet.
+func (a *agent) configz() *kubeletconfig.KubeletConfiguration {
+	yes, no := true, false
+	c := &kubeletconfig.KubeletConfiguration{
+		TypeMeta:             metav1.TypeMeta{Kind: "KubeletConfiguration", APIVersion: kubeletconfig.SchemeGroupVersion.String()},
+		Address:              a.cfg.Listen.Address.String(),
+		Port:                 int32(a.cfg.Listen.Port),
+		CgroupDriver:         "systemd",
+		CgroupsPerQOS:        &yes,
+		ClusterDomain:        a.cfg.ClusterDomain,
+		ClusterDNS:           a.dns().ClusterDNS,
+		MaxPods:              int32(a.cfg.MaxPods),
+		RotateCertificates:   true,
+		ServerTLSBootstrap:   true,
+		FailCgroupV1:         &no,
+		ContainerLogMaxFiles: ptr(int32(a.cfg.Logs.MaxFiles)),
+		KubeReserved:         resourceStrings(a.cfg.KubeReserved),
+		SystemReserved:       resourceStrings(a.cfg.SystemReserved),
+		RegisterWithTaints:   a.cfg.RegisterWithTaints,
+	}
+	c.Authentication.Anonymous.Enabled = &no
+	c.Authentication.Webhook.Enabled = &yes
+	c.Authentication.X509.ClientCAFile = a.cfg.ClusterCA
+	c.Authorization.Mode = kubeletconfig.KubeletAuthorizationModeWebhook
+	if a.cfg.ResolvConf != "" {
+		c.ResolverConfig = &a.cfg.ResolvConf
+	}
+	return c
+}
+
+func resourceStrings(list corev1.ResourceList) map[string]string {
+	out := map[string]string{}
+	for name, quantity := range list {
+		out[string(name)] = quantity.String()
+	}
+	return out
+}
+
+func ptr[T any](v T) *T { return &v }

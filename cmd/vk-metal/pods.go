@@ -1,0 +1,233 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/informers"
+
+	"github.com/vk-metal/vk-metal/hostgw"
+	"github.com/vk-metal/vk-metal/internal/images"
+	"github.com/vk-metal/vk-metal/internal/node"
+	"github.com/vk-metal/vk-metal/internal/objects"
+	"github.com/vk-metal/vk-metal/internal/sandbox"
+	"github.com/vk-metal/vk-metal/internal/task"
+	"github.com/vk-metal/vk-metal/internal/volumes"
+	"github.com/vk-metal/vk-metal/netns"
+	"github.com/vk-metal/vk-metal/probes"
+	"github.com/vk-metal/vk-metal/provider"
+	"github.com/vk-metal/vk-metal/systemd"
+)
+
+// podParts are what runs pods: everything below the provider, and the provider.
+type podParts struct {
+	systemd  *systemd.Manager
+	network  *netns.Manager
+	routes   *hostgw.Router
+	images   *images.Manager
+	probes   *prometheus.Registry
+	provider *provider.Provider
+}
+
+// openHost opens what does not need the cluster: systemd, the kernel's networks, the image store.
+func (a *agent) openHost(ctx context.Context) (err error) {
+	launcher := os.Getenv("VK_METAL_LAUNCHER") // for machines under test; empty is the packages' place
+	a.pods.systemd, err = systemd.NewManager(ctx, systemd.Options{Layout: a.g.layout, Launcher: launcher, Logger: a.log})
+	if err != nil {
+		return err
+	}
+	if a.pods.network, err = netns.NewManager(netns.Options{Layout: a.g.layout, Log: a.log}); err != nil {
+		return err
+	}
+	if a.pods.routes, err = hostgw.New(hostgw.Options{
+		NodeName: a.name, Encapsulation: hostgw.Encapsulation(a.cfg.Network.Encapsulation), VXLANPort: a.cfg.Network.VXLANPort, Log: a.log,
+	}); err != nil {
+		return err
+	}
+	a.pods.images, err = images.NewManager(images.Options{
+		Root: a.g.layout.Images(), HostsDir: a.cfg.Registries.ConfigPath, HostImages: a.cfg.HostImages.Enabled, Logger: a.log,
+	})
+	return err
+}
+
+// podTasks joins the provider with its surroundings; a.node must be there.
+func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
+	source := objects.NewSource(ctx, a.client, objects.Options{Logger: a.log})
+	allocatable := func() corev1.ResourceList { return a.node.Latest().Status.Allocatable }
+	vols, err := volumes.NewManager(volumes.Options{Layout: a.g.layout, Objects: source, NodeAllocatable: allocatable, Logger: a.log})
+	if err != nil {
+		return nil, err
+	}
+	factory := informers.NewSharedInformerFactory(a.client, 0)
+	services := factory.Core().V1().Services()
+	services.Informer() // registered before Start
+	if err := a.newServiceProxy(factory); err != nil {
+		return nil, err
+	}
+	a.pods.probes = prometheus.NewRegistry()
+	prober := probes.New(execProber{a.pods.systemd, a.g.layout}, probes.WithRegistry(a.pods.probes))
+	a.pods.provider, err = provider.New(mutate(provider.Deps{
+		NodeName: a.name, Client: a.client, Layout: a.g.layout,
+		Runtime: a.pods.systemd, Executor: a.pods.systemd, Usage: a.pods.systemd, Network: a.pods.network, Images: a.pods.images,
+		Volumes: vols, Objects: source, Probes: prober, Logs: logStreams{a.g.layout, a.cfg.Logs}, Sandbox: sandbox.New(a.g.layout),
+		Services: services.Lister(), Recorder: a.recorder, Log: a.log, DNS: a.dns(), HostIPs: a.hostIPs,
+		Node: provider.NodeFacts{
+			MemoryCapacity: a.nodeOptions().Host.Meminfo()["MemTotal"], Allocatable: allocatable, Self: a.self,
+			AppArmor: hostHas("/sys/module/apparmor/parameters/enabled", "Y"), SELinux: hostHas("/sys/fs/selinux/enforce", ""),
+		},
+		StepHook: stepHook(),
+	}))
+	if err != nil {
+		return nil, err
+	}
+	return []task.Task{
+		task.New("services", func(ctx context.Context, ready func()) error {
+			factory.Start(ctx.Done())
+			ready()
+			<-ctx.Done()
+			factory.Shutdown()
+			return nil
+		}),
+		task.New("service-proxy", a.runServiceProxy),
+		task.New("pod-network", func(ctx context.Context, ready func()) error {
+			ready()
+			defer a.pods.network.Close()
+			return a.pods.network.Run(ctx)
+		}),
+		task.New("node-routes", func(ctx context.Context, ready func()) error {
+			ready()
+			defer a.pods.routes.Close()
+			return a.pods.routes.Run(ctx)
+		}),
+		task.New("provider", a.runProvider),
+		task.New("image-gc", a.collectImages),
+	}, nil
+}
+
+// hostHas says whether a file of the kernel is there and begins with prefix.
+func hostHas(path, prefix string) bool {
+	data, err := os.ReadFile(path)
+	return err == nil && strings.HasPrefix(string(data), prefix)
+}
+
+// self is our own Node as it was last seen, nil before.
+func (a *agent) self() *corev1.Node {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.selfNode
+}
+
+// collectImages keeps the image file system below its thresholds.
+func (a *agent) collectImages(ctx context.Context, ready func()) error {
+	ready()
+	return images.NewCollector(a.pods.images, images.CollectorOptions{
+		High: a.cfg.ImageGC.HighThresholdPercent, Low: a.cfg.ImageGC.LowThresholdPercent, MinAge: a.cfg.ImageGC.MinimumAge,
+		InUse: func() ([]string, error) { return a.pods.provider.ImagesInUse(ctx) },
+		Event: func(reason, message string) {
+			a.recorder.Event(a.nodeReference(), corev1.EventTypeWarning, reason, message)
+		},
+		Log: a.log,
+	}).Run(ctx)
+}
+
+// providerPatience is how long the agent waits for the pods before it calls itself ready
+// all the same: with the API server down there are none to be had.
+const providerPatience = 20 * time.Second
+
+func (a *agent) runProvider(ctx context.Context, ready func()) error {
+	go func() {
+		select {
+		case <-a.pods.provider.Ready():
+		case <-time.After(providerPatience):
+			a.log.Warn("the pods are not known yet; the API server may be unreachable")
+		case <-ctx.Done():
+		}
+		ready()
+	}()
+	return a.pods.provider.Run(ctx)
+}
+
+func (a *agent) dns() provider.DNSConfig {
+	d := provider.DNSConfig{ClusterDomain: a.cfg.ClusterDomain, HostResolvConf: a.cfg.ResolvConf}
+	for _, server := range a.cfg.ClusterDNS {
+		d.ClusterDNS = append(d.ClusterDNS, server.String())
+	}
+	return d
+}
+
+func (a *agent) hostIPs() []string {
+	var ips []string
+	for _, addr := range a.addresses {
+		ips = append(ips, addr.String())
+	}
+	return ips
+}
+
+// applyNetwork gives the pod network and the routes what is known of our own Node and the others.
+func (a *agent) applyNetwork() {
+	a.mu.Lock()
+	self, peers, told := a.podCIDRs, a.peers, a.peersTold
+	known := a.selfTold
+	a.mu.Unlock()
+	if !known {
+		return // without our own podCIDRs the routes that are there would be taken away
+	}
+	config := netns.Config{
+		PodCIDRs: self, ClusterCIDRs: a.cfg.Network.ClusterCIDRs, Masquerade: a.cfg.Network.Masquerade, MTU: a.cfg.Network.MTU,
+		Overhead: hostgw.Encapsulation(a.cfg.Network.Encapsulation).Overhead(),
+	}
+	var others []hostgw.Peer
+	for _, peer := range peers {
+		others = append(others, hostgw.Peer(peer))
+		for _, addr := range peer.Addrs {
+			prefix, _ := addr.Prefix(addr.BitLen())
+			config.NoMasquerade = append(config.NoMasquerade, prefix)
+		}
+		if len(a.cfg.Network.ClusterCIDRs) == 0 {
+			config.ClusterCIDRs = append(config.ClusterCIDRs, peer.PodCIDRs...)
+		}
+	}
+	if len(a.cfg.Network.ClusterCIDRs) == 0 {
+		config.ClusterCIDRs = append(config.ClusterCIDRs, self...)
+	}
+	if err := a.pods.network.SetConfig(config); err != nil {
+		a.log.Error("cannot configure the pod network", "err", err)
+	}
+	a.pods.routes.SetSelf(self)
+	if told {
+		a.pods.routes.SetPeers(others)
+	}
+	go a.awaitNetwork()
+}
+
+// awaitNetwork has the node looked at as soon as the pod network is up, instead of at the
+// next interval.
+func (a *agent) awaitNetwork() {
+	for range 100 {
+		if a.pods.network.Ready() == nil {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	a.node.Changed()
+}
+
+// setPodCIDRs takes the Node's podCIDRs unless the configuration has others.
+func (a *agent) setPodCIDRs(self *corev1.Node) error {
+	cidrs := a.cfg.Network.PodCIDRs
+	if len(cidrs) == 0 {
+		var err error
+		if cidrs, err = node.ParsePodCIDRs(self.Spec.PodCIDRs); err != nil {
+			return fmt.Errorf("take podCIDRs from the Node: %w", err)
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.podCIDRs, a.selfTold = cidrs, true
+	return nil
+}

@@ -1,0 +1,174 @@
+// Package config reads the agent's one configuration file: strict, versioned YAML.
+// It owns names, defaults and checks of settings; it opens that one file and nothing
+// else, and must not know what the settings do.
+package config
+
+import (
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+)
+
+// APIVersion and Kind open every configuration file.
+const (
+	APIVersion = "vk-metal.io/v1alpha1"
+	Kind       = "NodeConfig"
+)
+
+// DefaultPath is where the agent looks for its configuration.
+const DefaultPath = "/etc/vk-metal/config.yaml"
+
+// Config is a checked configuration with all defaults filled in.
+type Config struct {
+	// NodeName is the Node object's name; empty takes the host name (see ResolveNodeName).
+	NodeName string
+	// APIServers are https://host:port URLs, tried in order; the agent stays with one
+	// until it cannot be reached. Empty takes the server of Kubeconfig.
+	APIServers []string
+	// ClusterCA signs the API servers' certificates and the clients of the node's own API.
+	ClusterCA string
+	// Kubeconfig has credentials made by somebody else; empty uses the certificate store.
+	Kubeconfig string
+	// BootstrapKubeconfig has the bootstrap token with which the first certificate is asked for.
+	BootstrapKubeconfig string
+
+	ClusterDNS    []netip.Addr
+	ClusterDomain string
+	// NodeIPs are the node's addresses, the first is the primary; empty finds them.
+	NodeIPs            []netip.Addr
+	NodeLabels         map[string]string
+	RegisterWithTaints []corev1.Taint
+	MaxPods            int
+	KubeReserved       corev1.ResourceList
+	SystemReserved     corev1.ResourceList
+	ResolvConf         string
+
+	Registries Registries
+	HostImages HostImages
+	Network    Network
+	// ServiceProxy is who makes Services work on this node: vk-metal, or external for a
+	// kube-proxy or a network plugin that does.
+	ServiceProxy string
+	Logs         Logs
+	ImageGC      ImageGC
+	Listen       Listen
+	LogLevel     slog.Level
+}
+
+// Registries says where image registries are configured.
+type Registries struct {
+	// ConfigPath is a directory in containerd's certs.d layout (<host>/hosts.toml).
+	ConfigPath string
+}
+
+// HostImages are images that are programs of the host.
+type HostImages struct{ Enabled bool }
+
+// Network is the pod network's host side.
+type Network struct {
+	// MTU of pod interfaces in bytes; 0 takes the uplink's.
+	MTU int
+	// Masquerade pods' traffic to the world behind the node's address.
+	Masquerade bool
+	// ClusterCIDRs hold all pods and are never masqueraded; empty uses the Nodes' podCIDRs.
+	ClusterCIDRs []netip.Prefix
+	// PodCIDRs replaces the podCIDRs of the Node object.
+	PodCIDRs []netip.Prefix
+	// Encapsulation of traffic to other nodes' pods by VXLAN: Never, CrossSubnet (nodes
+	// behind a router only) or Always. The same on all nodes.
+	Encapsulation string
+	// VXLANPort is the UDP port that all nodes use for it.
+	VXLANPort int
+}
+
+// Logs bounds the container logs kept per container.
+type Logs struct {
+	// MaxSize of one file in bytes, after which it is rotated.
+	MaxSize int64
+	// MaxFiles per container, the current one included.
+	MaxFiles int
+}
+
+// ImageGC says when images that nothing uses are removed; the defaults are a kubelet's.
+type ImageGC struct {
+	// HighThresholdPercent of the image file system in use starts it, LowThresholdPercent ends
+	// it. 100 turns it off.
+	HighThresholdPercent, LowThresholdPercent int
+	// MinimumAge keeps images that were used less long ago.
+	MinimumAge time.Duration
+}
+
+// Listen is the address of the node's API.
+type Listen struct {
+	// Address is unspecified (::) to listen on all.
+	Address netip.Addr
+	Port    int
+}
+
+// Default is the configuration of an empty file.
+func Default() Config {
+	return Config{
+		ClusterCA:           "/etc/vk-metal/ca.crt",
+		BootstrapKubeconfig: "/etc/vk-metal/bootstrap-kubeconfig",
+		ClusterDomain:       "cluster.local",
+		MaxPods:             110,
+		ResolvConf:          "",
+		Registries:          Registries{ConfigPath: "/etc/vk-metal/certs.d"},
+		Network:             Network{Masquerade: true, Encapsulation: "Never", VXLANPort: 4789},
+		ServiceProxy:        "vk-metal",
+		Logs:                Logs{MaxSize: 32 << 20, MaxFiles: 5},
+		ImageGC:             ImageGC{HighThresholdPercent: 85, LowThresholdPercent: 80, MinimumAge: 2 * time.Minute},
+		Listen:              Listen{Address: netip.IPv6Unspecified(), Port: 10250},
+		KubeReserved:        corev1.ResourceList{},
+		SystemReserved:      corev1.ResourceList{},
+	}
+}
+
+// Load reads and checks a configuration file. The error of a bad file is an Errors.
+func Load(path string) (Config, error) {
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("read configuration: %w", err)
+	}
+	return Parse(path, data)
+}
+
+// Parse checks data as the configuration file called name. All mistakes are reported at
+// once, as Errors.
+func Parse(name string, data []byte) (Config, error) {
+	config := Default()
+	d := &decoder{file: name}
+	if root := d.document(data); root != nil {
+		d.mapping("", root, config.fields(d)...)
+		d.crossCheck(&config, root)
+	}
+	if len(d.errs) > 0 {
+		return Config{}, d.errs.sorted()
+	}
+	return config, nil
+}
+
+// Reserved is what KubeReserved and SystemReserved keep back together.
+func (c *Config) Reserved() corev1.ResourceList {
+	sum := corev1.ResourceList{}
+	for _, list := range []corev1.ResourceList{c.KubeReserved, c.SystemReserved} {
+		for name, quantity := range list {
+			total := sum[name]
+			total.Add(quantity)
+			sum[name] = total
+		}
+	}
+	return sum
+}
+
+// reservable are the resources that can be kept back from pods.
+var reservable = []corev1.ResourceName{
+	corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage, "pid",
+}
+
+var maxLogFile = resource.MustParse("16Gi")

@@ -1,0 +1,244 @@
+package config
+
+import (
+	"errors"
+	"log/slog"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"gopkg.in/yaml.v3"
+	corev1 "k8s.io/api/core/v1"
+)
+
+const head = "apiVersion: vk-metal.io/v1alpha1\nkind: NodeConfig\napiServers: [https://192.0.2.1:6443]\n"
+
+const full = head + `nodeName: metal-0
+clusterCA: /etc/pki/ca.crt
+clusterDNS: [10.96.0.10, "fd00::a"]
+clusterDomain: cluster.example.
+nodeIPs: [192.0.2.10, "2001:db8::10"]
+nodeLabels:
+  node.kubernetes.io/rack: r1
+  example.com/disk: ssd
+registerWithTaints:
+  - {key: dedicated, value: db, effect: NoSchedule}
+maxPods: 250
+kubeReserved: {cpu: 100m, memory: 256Mi}
+systemReserved: {memory: 1Gi}
+registries:
+  configPath: /srv/certs.d
+hostImages: {enabled: true}
+network:
+  mtu: 1400
+  masquerade: false
+  encapsulation: CrossSubnet
+  clusterCIDRs: [10.244.0.0/16, "fd01::/48"]
+logs: {maxSize: 50Mi, maxFiles: 3}
+imageGCHighThresholdPercent: 70
+imageGCLowThresholdPercent: 50
+imageMinimumGCAge: 1h
+listen: {address: 192.0.2.10, port: 10251}
+logLevel: debug
+`
+
+func TestParseFull(t *testing.T) {
+	c, err := Parse("config.yaml", []byte(full))
+	if err != nil {
+		t.Fatalf("Parse: %v", err)
+	}
+	if c.NodeName != "metal-0" || c.ClusterDomain != "cluster.example" || c.MaxPods != 250 || c.LogLevel != slog.LevelDebug {
+		t.Errorf("scalars: %+v", c)
+	}
+	if c.Logs != (Logs{50 << 20, 3}) || c.Network.Masquerade || c.Network.MTU != 1400 || c.Network.Encapsulation != "CrossSubnet" || c.Network.VXLANPort != 4789 || !c.HostImages.Enabled {
+		t.Errorf("sections: %+v %+v", c.Logs, c.Network)
+	}
+	if want := netip.MustParseAddr("2001:db8::10"); len(c.NodeIPs) != 2 || c.NodeIPs[1] != want {
+		t.Errorf("nodeIPs = %v", c.NodeIPs)
+	}
+	if c.ImageGC != (ImageGC{70, 50, time.Hour}) {
+		t.Errorf("image GC: %+v", c.ImageGC)
+	}
+	memory := c.Reserved()[corev1.ResourceMemory]
+	if memory.String() != "1280Mi" {
+		t.Errorf("reserved memory = %s", memory.String())
+	}
+	if len(c.RegisterWithTaints) != 1 || c.RegisterWithTaints[0].Effect != corev1.TaintEffectNoSchedule {
+		t.Errorf("taints = %v", c.RegisterWithTaints)
+	}
+}
+
+func TestParseDefaults(t *testing.T) {
+	c, err := Parse("config.yaml", []byte(head))
+	if err != nil {
+		t.Fatalf("Parse: %v", err)
+	}
+	if c.MaxPods != 110 || c.Listen.Port != 10250 || !c.Network.Masquerade || c.Registries.ConfigPath != "/etc/vk-metal/certs.d" {
+		t.Errorf("defaults: %+v", c)
+	}
+}
+
+func TestParseMistakes(t *testing.T) {
+	cases := map[string]struct{ text, want string }{
+		"empty file":          {"", "f.yaml: the file is empty: start it with apiVersion"},
+		"not YAML":            {head + "a: [", "f.yaml:4: not YAML:"},
+		"a list":              {"- a\n", "f.yaml:1: the file must be a mapping"},
+		"two documents":       {head + "---\na: b\n", "exactly one YAML document"},
+		"old version":         {"apiVersion: v1\nkind: NodeConfig\napiServers: [https://a]\n", `f.yaml:1: apiVersion: "v1" is not supported`},
+		"missing kind":        {"apiVersion: vk-metal.io/v1alpha1\n", "kind: missing: write kind: NodeConfig"},
+		"no API server":       {"apiVersion: vk-metal.io/v1alpha1\nkind: NodeConfig\n", "apiServers: missing"},
+		"typing mistake":      {head + "maxPod: 3\n", "f.yaml:4: maxPod: unknown key: did you mean maxPods?"},
+		"wrong case":          {head + "clusterDns: [1.1.1.1]\n", "did you mean clusterDNS?"},
+		"unknown nested":      {head + "network:\n  speed: 3\n", "f.yaml:5: network.speed: unknown key: remove it, or use one of mtu"},
+		"given twice":         {head + "maxPods: 3\nmaxPods: 4\n", "f.yaml:5: maxPods: given twice, first in line 4"},
+		"anchor":              {head + "clusterDNS: &a [1.1.1.1]\n", "anchors and aliases"},
+		"scalar for list":     {head + "clusterDNS: 1.1.1.1\n", "f.yaml:4: clusterDNS: must be a list"},
+		"list for scalar":     {head + "maxPods: [1]\n", "maxPods: must be a single value"},
+		"scalar for section":  {head + "network: 3\n", "network: must be a mapping"},
+		"bad number":          {head + "maxPods: 0\n", `maxPods: "0" must be a whole number from 1 to 10000`},
+		"bad URL":             {head[:len(head)-1] + "\nkubeconfig: x\n", `kubeconfig: "x" must be an absolute path`},
+		"http URL":            {"apiVersion: vk-metal.io/v1alpha1\nkind: NodeConfig\napiServers: [http://a:1]\n", `apiServers: "http://a:1" is not an API server`},
+		"loopback node IP":    {head + "nodeIPs: [127.0.0.1]\n", "cannot be reached from other nodes"},
+		"two IPv4":            {head + "nodeIPs: [192.0.2.1, 192.0.2.2]\n", "f.yaml:4: nodeIPs: give one address, or one IPv4 and one IPv6"},
+		"forbidden label":     {head + "nodeLabels: {kubernetes.io/role: x}\n", "kubectl label node"},
+		"forbidden role":      {head + "nodeLabels: {node-role.kubernetes.io/worker: \"\"}\n", "kubectl label node"},
+		"bad label value":     {head + "nodeLabels: {a: \"b c\"}\n", "is not a label value"},
+		"taint without key":   {head + "registerWithTaints: [{effect: NoSchedule}]\n", "a taint needs key and effect"},
+		"taint effect":        {head + "registerWithTaints: [{key: a, effect: Nope}]\n", `"Nope" must be NoSchedule`},
+		"host bits":           {head + "network: {podCIDRs: [10.0.0.1/24]}\n", "write 10.0.0.0/24"},
+		"reserved resource":   {head + "kubeReserved: {gpu: 1}\n", "kubeReserved.gpu: cannot be reserved"},
+		"negative amount":     {head + "kubeReserved: {cpu: -1}\n", "is not an amount"},
+		"bool words":          {head + "hostImages: {enabled: yes}\n", `"yes" must be true or false`},
+		"level":               {head + "logLevel: loud\n", "must be one of debug"},
+		"not UTF-8":           {head + "nodeName: \xff\n", "not UTF-8"},
+		"thresholds":          {head + "imageGCLowThresholdPercent: 90\n", "f.yaml:4: imageGCLowThresholdPercent: must be below imageGCHighThresholdPercent, which is 85"},
+		"length of time":      {head + "imageMinimumGCAge: 2 days\n", "is not a length of time"},
+		"log size":            {head + "logs: {maxSize: 1}\n", "from 64Ki to 16Gi"},
+		"four DNS servers":    {head + "clusterDNS: [1.1.1.1, 1.1.1.2, 1.1.1.3, 1.1.1.4]\n", "three servers at most"},
+		"complex mapping key": {head + "? [a]\n: b\n", "keys must be plain words"},
+	}
+	for name, tc := range cases {
+		t.Run(name, func(t *testing.T) {
+			_, err := Parse("f.yaml", []byte(tc.text))
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("Parse = %v\nwant ...%s...", err, tc.want)
+			}
+		})
+	}
+}
+
+func TestParseReportsAllMistakesInOrder(t *testing.T) {
+	_, err := Parse("f.yaml", []byte(head+"maxPods: x\nnope: 1\nnetwork:\n  mtu: -1\n"))
+	var errs Errors
+	if !errors.As(err, &errs) {
+		t.Fatalf("Parse = %v, want Errors", err)
+	}
+	var keys []string
+	for _, e := range errs {
+		keys = append(keys, e.Key)
+	}
+	if want := []string{"maxPods", "nope", "network.mtu"}; !slices.Equal(keys, want) {
+		t.Errorf("mistakes at %v, want %v", keys, want)
+	}
+}
+
+// TestEveryKeyIsDocumented: docs/configuration.md names each key and, where it is a plain
+// one, its default.
+func TestEveryKeyIsDocumented(t *testing.T) {
+	doc, err := os.ReadFile("../../docs/configuration.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var keys func(path string, fields []field)
+	d := &decoder{}
+	keys = func(path string, fields []field) {
+		for _, f := range fields {
+			key := join(path, f.key)
+			d.errs = nil
+			f.set(key, &yaml.Node{Kind: yaml.MappingNode, Content: []*yaml.Node{{Kind: yaml.ScalarNode, Value: "?"}, {Kind: yaml.ScalarNode}}})
+			if _, known, section := strings.Cut(d.errs.Error(), "use one of "); section && strings.Contains(d.errs.Error(), "unknown key") {
+				for name := range strings.SplitSeq(known, ", ") {
+					keys(key, []field{{key: name, set: func(string, *yaml.Node) {}}})
+				}
+				continue
+			}
+			if !strings.Contains(string(doc), "`"+key+"`") {
+				t.Errorf("docs/configuration.md does not name %s", key)
+			}
+		}
+	}
+	config := Default()
+	keys("", config.fields(d))
+}
+
+func TestEdit(t *testing.T) {
+	joined := Joined{APIServers: []string{"https://192.0.2.9:6443"}, NodeName: "n1"}
+	t.Run("new file", func(t *testing.T) {
+		out, err := Edit("f.yaml", nil, joined, false)
+		if err != nil {
+			t.Fatalf("Edit: %v", err)
+		}
+		c, err := Parse("f.yaml", out)
+		if err != nil || c.NodeName != "n1" || !slices.Equal(c.APIServers, joined.APIServers) {
+			t.Errorf("Parse = %+v, %v", c, err)
+		}
+	})
+	old := "# ours\napiVersion: vk-metal.io/v1alpha1\nkind: NodeConfig\nmaxPods: 7 # small\n"
+	t.Run("keeps the rest and comments", func(t *testing.T) {
+		out, err := Edit("f.yaml", []byte(old), joined, false)
+		if err != nil {
+			t.Fatalf("Edit: %v", err)
+		}
+		for _, want := range []string{"# ours", "maxPods: 7 # small", "nodeName: n1"} {
+			if !strings.Contains(string(out), want) {
+				t.Errorf("lost %q:\n%s", want, out)
+			}
+		}
+		again, err := Edit("f.yaml", out, joined, false)
+		if err != nil || string(again) != string(out) {
+			t.Errorf("second Edit changed the file: %v\n%s", err, again)
+		}
+	})
+	t.Run("refuses another value", func(t *testing.T) {
+		_, err := Edit("f.yaml", []byte(old+"nodeName: n2\n"), joined, false)
+		var conflict *ConflictError
+		if !errors.As(err, &conflict) || conflict.Key != "nodeName" || conflict.Line != 5 {
+			t.Errorf("Edit = %v, want a conflict on nodeName in line 5", err)
+		}
+	})
+	t.Run("force", func(t *testing.T) {
+		out, err := Edit("f.yaml", []byte(old+"nodeName: n2\n"), joined, true)
+		if err != nil || strings.Contains(string(out), "n2") {
+			t.Errorf("Edit = %v\n%s", err, out)
+		}
+	})
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(full))
+	f.Add([]byte(head + "a: &x [*x]\n"))
+	f.Add([]byte("? {a: b}\n: - c\n"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		c, err := Parse("f.yaml", data)
+		if err != nil {
+			var errs Errors
+			if !errors.As(err, &errs) || len(errs) == 0 {
+				t.Fatalf("Parse error is not Errors: %v", err)
+			}
+			return
+		}
+		if len(c.APIServers) == 0 && c.Kubeconfig == "" {
+			t.Fatal("accepted a configuration without API server")
+		}
+		out, err := Edit("f.yaml", data, Joined{APIServers: []string{"https://a:1"}, NodeName: "n"}, true)
+		if err != nil {
+			t.Fatalf("Edit of a good file: %v", err)
+		}
+		if _, err := Parse("f.yaml", out); err != nil {
+			t.Fatalf("Edit made a bad file: %v\n%s", err, out)
+		}
+	})
+}

@@ -1,0 +1,209 @@
+package config
+
+import (
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"gopkg.in/yaml.v3"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/util/validation"
+)
+
+// fields is the schema of the file: every key, where it goes and how it is checked.
+func (c *Config) fields(d *decoder) []field {
+	var apiVersion, kind string
+	return []field{
+		parsed(d, "apiVersion", &apiVersion, parseExactly(APIVersion)),
+		parsed(d, "kind", &kind, parseExactly(Kind)),
+		parsed(d, "nodeName", &c.NodeName, parseNodeName),
+		listOf(d, "apiServers", &c.APIServers, ParseAPIServer),
+		parsed(d, "clusterCA", &c.ClusterCA, parsePath),
+		parsed(d, "kubeconfig", &c.Kubeconfig, parsePath),
+		parsed(d, "bootstrapKubeconfig", &c.BootstrapKubeconfig, parsePath),
+		listOf(d, "clusterDNS", &c.ClusterDNS, parseAddr),
+		parsed(d, "clusterDomain", &c.ClusterDomain, parseDomain),
+		listOf(d, "nodeIPs", &c.NodeIPs, parseNodeIP),
+		{"nodeLabels", func(key string, node *yaml.Node) { c.NodeLabels = d.labels(key, node) }},
+		{"registerWithTaints", func(key string, node *yaml.Node) { c.RegisterWithTaints = d.taints(key, node) }},
+		parsed(d, "maxPods", &c.MaxPods, parseInt(1, 10000)),
+		{"kubeReserved", func(key string, node *yaml.Node) { c.KubeReserved = d.resources(key, node) }},
+		{"systemReserved", func(key string, node *yaml.Node) { c.SystemReserved = d.resources(key, node) }},
+		parsed(d, "resolvConf", &c.ResolvConf, parsePath),
+		d.section("registries", parsed(d, "configPath", &c.Registries.ConfigPath, parsePath)),
+		d.section("hostImages", parsed(d, "enabled", &c.HostImages.Enabled, parseBool)),
+		d.section("network",
+			parsed(d, "mtu", &c.Network.MTU, parseInt(0, 65535)),
+			parsed(d, "masquerade", &c.Network.Masquerade, parseBool),
+			listOf(d, "clusterCIDRs", &c.Network.ClusterCIDRs, parsePrefix),
+			listOf(d, "podCIDRs", &c.Network.PodCIDRs, parsePrefix),
+			parsed(d, "encapsulation", &c.Network.Encapsulation, parseOneOf("Never", "CrossSubnet", "Always")),
+			parsed(d, "vxlanPort", &c.Network.VXLANPort, parseInt(1, 65535))),
+		parsed(d, "serviceProxy", &c.ServiceProxy, parseOneOf("vk-metal", "external")),
+		d.section("logs",
+			parsed(d, "maxSize", &c.Logs.MaxSize, parseLogSize),
+			parsed(d, "maxFiles", &c.Logs.MaxFiles, parseInt(2, 1000))),
+		d.section("listen",
+			parsed(d, "address", &c.Listen.Address, parseAddr),
+			parsed(d, "port", &c.Listen.Port, parseInt(1, 65535))),
+		parsed(d, "imageGCHighThresholdPercent", &c.ImageGC.HighThresholdPercent, parseInt(0, 100)),
+		parsed(d, "imageGCLowThresholdPercent", &c.ImageGC.LowThresholdPercent, parseInt(0, 100)),
+		parsed(d, "imageMinimumGCAge", &c.ImageGC.MinimumAge, parseDuration),
+		parsed(d, "logLevel", &c.LogLevel, parseLevel),
+	}
+}
+
+func parseDuration(text string) (time.Duration, error) {
+	length, err := time.ParseDuration(text)
+	if err != nil || length < 0 {
+		return 0, fmt.Errorf("%q is not a length of time such as 2m or 36h", text)
+	}
+	return length, nil
+}
+
+func parseExactly(want string) func(string) (string, error) {
+	return func(text string) (string, error) {
+		if text != want {
+			return "", fmt.Errorf("%q is not supported by this version: write %s", text, want)
+		}
+		return text, nil
+	}
+}
+
+func parseOneOf(allowed ...string) func(string) (string, error) {
+	return func(text string) (string, error) {
+		if !slices.Contains(allowed, text) {
+			return "", fmt.Errorf("%q must be one of %s", text, strings.Join(allowed, ", "))
+		}
+		return text, nil
+	}
+}
+
+func parseNodeName(text string) (string, error) {
+	if problems := validation.IsDNS1123Subdomain(text); len(problems) > 0 {
+		return "", fmt.Errorf("%q cannot name a Node: use lower-case letters, digits, '-' and '.', 253 at most", text)
+	}
+	return text, nil
+}
+
+// ParseAPIServer checks the URL of an API server and returns it as https://host:port.
+func ParseAPIServer(text string) (string, error) {
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.User != nil ||
+		strings.Trim(u.Path, "/") != "" || u.RawQuery != "" || u.Fragment != "" {
+		return "", fmt.Errorf("%q is not an API server: write it as https://host:6443", text)
+	}
+	port := u.Port()
+	if port == "" {
+		port = "443"
+	}
+	if _, err := parseInt(1, 65535)(port); err != nil {
+		return "", fmt.Errorf("%q has a bad port: write it as https://host:6443", text)
+	}
+	return "https://" + net.JoinHostPort(u.Hostname(), port), nil
+}
+
+func parsePath(text string) (string, error) {
+	if !filepath.IsAbs(text) || strings.ContainsRune(text, 0) {
+		return "", fmt.Errorf("%q must be an absolute path", text)
+	}
+	return filepath.Clean(text), nil
+}
+
+func parseDomain(text string) (string, error) {
+	text = strings.TrimSuffix(text, ".")
+	if problems := validation.IsDNS1123Subdomain(text); len(problems) > 0 {
+		return "", fmt.Errorf("%q is not a DNS domain such as cluster.local", text)
+	}
+	return text, nil
+}
+
+func parseNodeIP(text string) (netip.Addr, error) {
+	addr, err := parseAddr(text)
+	if err != nil {
+		return addr, err
+	}
+	if addr.IsUnspecified() || addr.IsLoopback() || addr.IsMulticast() || addr.IsLinkLocalUnicast() {
+		return addr, fmt.Errorf("%q cannot be reached from other nodes: use an address of an interface", text)
+	}
+	return addr, nil
+}
+
+func parsePrefix(text string) (netip.Prefix, error) {
+	prefix, err := netip.ParsePrefix(text)
+	if err != nil {
+		return prefix, fmt.Errorf("%q is not a CIDR such as 10.244.0.0/16", text)
+	}
+	if prefix != prefix.Masked() {
+		return prefix, fmt.Errorf("%q has bits set behind the mask: write %s", text, prefix.Masked())
+	}
+	return prefix, nil
+}
+
+func parseInt(low, high int) func(string) (int, error) {
+	return func(text string) (int, error) {
+		n, err := strconv.Atoi(text)
+		if err != nil || n < low || n > high {
+			return 0, fmt.Errorf("%q must be a whole number from %d to %d", text, low, high)
+		}
+		return n, nil
+	}
+}
+
+func parseBool(text string) (bool, error) {
+	switch text {
+	case "true":
+		return true, nil
+	case "false":
+		return false, nil
+	}
+	return false, fmt.Errorf("%q must be true or false", text)
+}
+
+func parseLogSize(text string) (int64, error) {
+	q, err := resource.ParseQuantity(text)
+	if err != nil || q.Value() < 1<<16 || q.Cmp(maxLogFile) > 0 {
+		return 0, fmt.Errorf("%q must be a size from 64Ki to %s, such as 10Mi", text, maxLogFile.String())
+	}
+	return q.Value(), nil
+}
+
+func parseLevel(text string) (slog.Level, error) {
+	i := slices.Index([]string{"debug", "info", "warn", "error"}, text)
+	if i < 0 {
+		return 0, fmt.Errorf("%q must be one of debug, info, warn, error", text)
+	}
+	return slog.Level(4*i) + slog.LevelDebug, nil
+}
+
+// resources reads a mapping of resource names to amounts.
+func (d *decoder) resources(key string, node *yaml.Node) corev1.ResourceList {
+	list := corev1.ResourceList{}
+	d.pairs(key, node, func(key string, name, value *yaml.Node) {
+		resourceName := corev1.ResourceName(name.Value)
+		if !slices.Contains(reservable, resourceName) {
+			d.fail(name.Line, key, "cannot be reserved: use cpu, memory, ephemeral-storage or pid")
+			return
+		}
+		if q, ok := parseNode(d, key, value, parseAmount); ok {
+			list[resourceName] = q
+		}
+	})
+	return list
+}
+
+func parseAmount(text string) (resource.Quantity, error) {
+	q, err := resource.ParseQuantity(text)
+	if err != nil || q.Sign() < 0 {
+		return q, fmt.Errorf("%q is not an amount such as 500m or 1Gi", text)
+	}
+	return q, nil
+}

@@ -1,0 +1,105 @@
+package node
+
+import (
+	"context"
+	"maps"
+	"net/netip"
+	"runtime"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// maxImages bounds status.images, as a kubelet does (nodeStatusMaxImages).
+const maxImages = 50
+
+// observe looks at the server and returns the Node as it should be now. before holds the
+// conditions whose transition times go on.
+func (n *Node) observe(ctx context.Context, before []corev1.NodeCondition) (*corev1.Node, error) {
+	capacity, err := Capacity(n.o.Host, n.o.MaxPods)
+	if err != nil {
+		return nil, err
+	}
+	addrs, err := n.o.Addresses()
+	if err != nil {
+		return nil, err
+	}
+	conditions := append(pressures(n.o.Host), ready(ctx, n.o.Checks))
+	if n.o.Conditions != nil {
+		conditions = append(conditions, n.o.Conditions()...)
+	}
+	keepTransitions(metav1.Now(), before, conditions)
+	return &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: n.o.Name, Labels: n.labels()},
+		Spec:       corev1.NodeSpec{Taints: n.o.Taints},
+		Status: corev1.NodeStatus{
+			Capacity:        capacity,
+			Allocatable:     Allocatable(capacity, n.o.Reserved),
+			Conditions:      conditions,
+			Addresses:       nodeAddresses(n.o.Name, addrs),
+			DaemonEndpoints: corev1.NodeDaemonEndpoints{KubeletEndpoint: corev1.DaemonEndpoint{Port: int32(n.o.Port)}},
+			NodeInfo:        n.o.Host.Info(n.o.SystemdVersion(ctx)),
+			Images:          n.images(ctx),
+			RuntimeHandlers: runtimeHandlers(),
+			Features:        &corev1.NodeFeatures{SupplementalGroupsPolicy: new(true)},
+		},
+	}, nil
+}
+
+// runtimeHandlers is the one that there is, of pods without a RuntimeClass.
+func runtimeHandlers() []corev1.NodeRuntimeHandler {
+	return []corev1.NodeRuntimeHandler{{
+		Features: &corev1.NodeRuntimeHandlerFeatures{RecursiveReadOnlyMounts: new(true), UserNamespaces: new(false)},
+	}}
+}
+
+func (n *Node) labels() map[string]string {
+	labels := maps.Clone(n.o.Labels)
+	if labels == nil {
+		labels = map[string]string{}
+	}
+	for key, value := range map[string]string{
+		corev1.LabelHostname:      n.o.Name,
+		corev1.LabelOSStable:      runtime.GOOS,
+		corev1.LabelArchStable:    runtime.GOARCH,
+		"beta.kubernetes.io/os":   runtime.GOOS,
+		"beta.kubernetes.io/arch": runtime.GOARCH,
+	} {
+		if _, set := labels[key]; !set {
+			labels[key] = value
+		}
+	}
+	return labels
+}
+
+// images lists the largest images, so that the scheduler can favour nodes that have them.
+func (n *Node) images(ctx context.Context) []corev1.ContainerImage {
+	if n.o.Images == nil {
+		return nil
+	}
+	list, err := n.o.Images(ctx)
+	if err != nil {
+		n.o.Log.Warn("cannot list images for the node status", "err", err)
+		return nil
+	}
+	list = slices.Clone(list)
+	slices.SortStableFunc(list, func(a, b corev1.ContainerImage) int {
+		switch {
+		case a.SizeBytes > b.SizeBytes:
+			return -1
+		case a.SizeBytes < b.SizeBytes:
+			return 1
+		}
+		return slices.Compare(a.Names, b.Names)
+	})
+	return list[:min(len(list), maxImages)]
+}
+
+func nodeAddresses(name string, addrs []netip.Addr) []corev1.NodeAddress {
+	var list []corev1.NodeAddress
+	for _, addr := range addrs {
+		list = append(list, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: addr.String()})
+	}
+	return append(list, corev1.NodeAddress{Type: corev1.NodeHostName, Address: name})
+}

@@ -1,0 +1,96 @@
+package nodestats
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	statsv1alpha1 "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
+)
+
+type fakeSource struct {
+	node Reading
+	pods []Pod
+	err  error
+}
+
+func (f *fakeSource) Node(context.Context) (Reading, error) { return f.node, f.err }
+func (f *fakeSource) Pods(context.Context) ([]Pod, error)   { return f.pods, nil }
+func (f *fakeSource) NodeFS() (statsv1alpha1.FsStats, error) {
+	return statsv1alpha1.FsStats{}, nil
+}
+
+func (f *fakeSource) ImageFS() (statsv1alpha1.FsStats, error) {
+	return statsv1alpha1.FsStats{}, errors.New("gone")
+}
+
+func TestRates(t *testing.T) {
+	start := time.Now()
+	at := func(seconds int, cpu time.Duration) Reading {
+		return Reading{Time: start.Add(time.Duration(seconds) * time.Second), CPU: cpu, WorkingSet: 60, Limit: 100}
+	}
+	steps := []struct {
+		name  string
+		now   Reading
+		cores float64 // below 0: no rate
+	}{
+		{"first reading", at(0, time.Second), -1},
+		{"too soon for a rate", at(1, 2*time.Second), -1},
+		{"half a core", at(10, 6*time.Second), 0.5},
+		{"too soon keeps the rate", at(11, 11*time.Second), 0.5},
+		{"next window", at(20, 16*time.Second), 1},
+		{"clock starts anew", at(30, time.Second), -1},
+	}
+	f := &fakeSource{}
+	s := New("n", start, f)
+	for _, step := range steps {
+		f.node = step.now
+		f.pods = []Pod{{Name: "p", Namespace: "ns", UID: "u", Containers: []Container{{Name: "c", Reading: step.now}}, Reading: step.now}}
+		summary, err := s.Summary(t.Context(), false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for who, cpu := range map[string]*statsv1alpha1.CPUStats{"node": summary.Node.CPU, "pod": summary.Pods[0].CPU, "container": summary.Pods[0].Containers[0].CPU} {
+			if (cpu.UsageNanoCores == nil) != (step.cores < 0) || cpu.UsageNanoCores != nil && float64(*cpu.UsageNanoCores) != step.cores*1e9 {
+				t.Errorf("%s, %s: rate %v, want %v cores", step.name, who, cpu.UsageNanoCores, step.cores)
+			}
+		}
+		if available := summary.Node.Memory.AvailableBytes; available == nil || *available != 40 {
+			t.Errorf("available %v", available)
+		}
+		if summary.Node.Fs == nil || summary.Node.Runtime != nil {
+			t.Error("file systems")
+		}
+	}
+	f.err = errors.New("broken")
+	if _, err := s.Summary(t.Context(), true); !errors.Is(err, f.err) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestPressure(t *testing.T) {
+	psi := func(total uint64) *statsv1alpha1.PSIStats {
+		return &statsv1alpha1.PSIStats{Some: statsv1alpha1.PSIData{Total: total}}
+	}
+	with := Reading{Time: time.Now(), CPUPressure: psi(1), MemoryPressure: psi(2), IOPressure: psi(3)}
+	f := &fakeSource{pods: []Pod{{Name: "p", UID: "u", Reading: with, Containers: []Container{{Name: "with", Reading: with}, {Name: "without"}}}}}
+	summary, err := New("n", time.Now(), f).Summary(t.Context(), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod := summary.Pods[0]
+	for who, got := range map[string][3]*statsv1alpha1.PSIStats{
+		"pod":       {pod.CPU.PSI, pod.Memory.PSI, pod.IO.PSI},
+		"container": {pod.Containers[0].CPU.PSI, pod.Containers[0].Memory.PSI, pod.Containers[0].IO.PSI},
+	} {
+		for i, p := range got {
+			if p == nil || p.Some.Total != uint64(i)+1 {
+				t.Errorf("%s: pressure %d is %+v", who, i, p)
+			}
+		}
+	}
+	if c := pod.Containers[1]; c.CPU.PSI != nil || c.Memory.PSI != nil || c.IO != nil {
+		t.Errorf("pressure out of nothing: %+v", c)
+	}
+}

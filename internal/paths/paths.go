@@ -1,0 +1,86 @@
+// Package paths owns the layout on disk: what lies where, and what survives what.
+// It joins strings and touches nothing. Every element that comes from a pod is
+// checked by its caller to be a UID or a DNS label.
+package paths
+
+import (
+	"path/filepath"
+	"strconv"
+)
+
+// Layout is the set of root directories; tests move them.
+type Layout struct {
+	Run string // /run/vk-metal: gone after a reboot
+	Lib string // /var/lib/vk-metal: kept
+	Log string // /var/log/pods: kept, the kubelet's layout
+	Etc string // /etc/vk-metal
+	// Kubelet is the kubelet's own tree, for what others hard-code (/var/lib/kubelet).
+	Kubelet string
+}
+
+// Default is the layout of an installed node.
+func Default() Layout {
+	return Layout{
+		Run: "/run/vk-metal", Lib: "/var/lib/vk-metal", Log: "/var/log/pods",
+		Etc: "/etc/vk-metal", Kubelet: "/var/lib/kubelet",
+	}
+}
+
+// PodRun is the pod's directory of run-time state (0700 root).
+func (l Layout) PodRun(uid string) string { return filepath.Join(l.Run, "pods", uid) }
+
+// AttemptRun holds launch.json, the FIFOs and the records of one container attempt.
+func (l Layout) AttemptRun(uid, container string, attempt int) string {
+	return filepath.Join(l.PodRun(uid), "containers", container, strconv.Itoa(attempt))
+}
+
+// LaunchSpec, ExitRecord and ErrorRecord are the files of one attempt.
+func (l Layout) LaunchSpec(uid, container string, attempt int) string {
+	return filepath.Join(l.AttemptRun(uid, container, attempt), "launch.json")
+}
+
+// ExitRecord is where ExecStopPost leaves a launchspec.Exit.
+func (l Layout) ExitRecord(uid, container string, attempt int) string {
+	return filepath.Join(l.AttemptRun(uid, container, attempt), "exit.json")
+}
+
+// ErrorRecord is where the launcher leaves a launchspec.StartError.
+func (l Layout) ErrorRecord(uid, container string, attempt int) string {
+	return filepath.Join(l.AttemptRun(uid, container, attempt), "start-error.json")
+}
+
+// Namespace is where a namespace of the pod is bound ("net", "ipc").
+func (l Layout) Namespace(uid, kind string) string { return filepath.Join(l.PodRun(uid), "ns", kind) }
+
+// LogStreams is the directory that the log writer watches: one sub-directory per
+// attempt (see cmd/vk-metal-log).
+func (l Layout) LogStreams() string { return filepath.Join(l.Run, "log-streams") }
+
+// LogStream is the directory of one attempt's FIFOs and its stream.json.
+func (l Layout) LogStream(uid, container string, attempt int) string {
+	return filepath.Join(l.LogStreams(), uid+"."+container+"."+strconv.Itoa(attempt))
+}
+
+// PodLib is the pod's directory of kept state: volumes, writable layers, etc-hosts.
+func (l Layout) PodLib(uid string) string { return filepath.Join(l.Lib, "pods", uid) }
+
+// Layer is the writable layer of one attempt: upper and work lie below.
+func (l Layout) Layer(uid, container string, attempt int) string {
+	return filepath.Join(l.PodLib(uid), "layers", container, strconv.Itoa(attempt))
+}
+
+// Images is the content store and the unpacked layers.
+func (l Layout) Images() string { return filepath.Join(l.Lib, "images") }
+
+// PKI holds the rotated client and serving certificates.
+func (l Layout) PKI() string { return filepath.Join(l.Lib, "pki") }
+
+// PodLogs is the kubelet's directory of a pod's logs.
+func (l Layout) PodLogs(namespace, name, uid string) string {
+	return filepath.Join(l.Log, namespace+"_"+name+"_"+uid)
+}
+
+// ContainerLog is the CRI log file of one attempt.
+func (l Layout) ContainerLog(namespace, name, uid, container string, attempt int) string {
+	return filepath.Join(l.PodLogs(namespace, name, uid), container, strconv.Itoa(attempt)+".log")
+}

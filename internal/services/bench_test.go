@@ -1,0 +1,109 @@
+package services
+
+import (
+	"fmt"
+	"net/netip"
+	"runtime"
+	"strconv"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+)
+
+const endpointsEach = 10
+
+// manyService is the i-th Service of a big cluster with its slice of n endpoints.
+func manyService(i, n int) (*corev1.Service, []*discoveryv1.EndpointSlice) {
+	s := baseService()
+	s.Name = "svc-" + strconv.Itoa(i)
+	s.Spec.ClusterIP = netip.AddrFrom4([4]byte{10, 96 + byte(i>>16), byte(i >> 8), byte(i)}).String()
+	s.Spec.ClusterIPs = []string{s.Spec.ClusterIP}
+	slice := &discoveryv1.EndpointSlice{
+		ObjectMeta:  metav1.ObjectMeta{Namespace: "ns", Name: s.Name},
+		AddressType: discoveryv1.AddressTypeIPv4,
+		Ports:       []discoveryv1.EndpointPort{{Name: ptr.To(""), Port: ptr.To(int32(8080)), Protocol: ptr.To(corev1.ProtocolTCP)}},
+	}
+	for e := range n {
+		k := i*endpointsEach + e
+		addr := netip.AddrFrom4([4]byte{10, 128 + byte(k>>16), byte(k >> 8), byte(k)})
+		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{Addresses: []string{addr.String()}})
+	}
+	return s, []*discoveryv1.EndpointSlice{slice}
+}
+
+func manyServices(n int) *state {
+	st := newState()
+	for i := range n {
+		s, slices := manyService(i, endpointsEach)
+		st.load("ns/"+s.Name, 0, Resolve(s, slices, NodeFacts{Name: testNode}, nil))
+	}
+	return st
+}
+
+// BenchmarkLoad puts whole clusters into the kernel, from the API's objects on.
+func BenchmarkLoad(b *testing.B) {
+	for _, n := range []int{1000, 10000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			w := newWorld(b)
+			t := newTable(w.node.FD(), testGroup)
+			defer t.close()
+			var st *state
+			start := rusage()
+			for b.Loop() {
+				st = manyServices(n)
+				must(b, t.replace(st.all()))
+			}
+			b.ReportMetric(float64(rusage()-start)/float64(b.N), "cpu-ns/op")
+			b.ReportMetric(heap(st), "heap-MiB")
+		})
+	}
+}
+
+// BenchmarkChange programs one Service's change: an endpoint replaced, and one more or less.
+func BenchmarkChange(b *testing.B) {
+	for _, n := range []int{1000, 10000} {
+		w := newWorld(b)
+		t := newTable(w.node.FD(), testGroup)
+		st := manyServices(n)
+		must(b, t.replace(st.all()))
+		change := func(count, first int) {
+			s, slices := manyService(n/2, count)
+			slices[0].Endpoints[0].Addresses[0] = fmt.Sprintf("10.200.0.%d", first)
+			must(b, t.change(st.set("ns/"+s.Name, 0, Resolve(s, slices, NodeFacts{Name: testNode}, st.ports["ns/"+s.Name]))))
+		}
+		i := 0
+		b.Run(fmt.Sprintf("replace/%d", n), func(b *testing.B) {
+			for b.Loop() {
+				i++
+				change(endpointsEach, 1+i%2)
+			}
+		})
+		b.Run(fmt.Sprintf("scale/%d", n), func(b *testing.B) {
+			for b.Loop() {
+				i++
+				change(endpointsEach-i%2, 1)
+			}
+		})
+		t.close()
+	}
+}
+
+// rusage is the processor time of this process, in nanoseconds.
+func rusage() int64 {
+	var u unix.Rusage
+	_ = unix.Getrusage(unix.RUSAGE_SELF, &u)
+	return u.Utime.Nano() + u.Stime.Nano()
+}
+
+// heap is what is in use while st is, in MiB.
+func heap(st *state) float64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	runtime.KeepAlive(st)
+	return float64(m.HeapAlloc) / (1 << 20)
+}

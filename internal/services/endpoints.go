@@ -1,0 +1,198 @@
+package services
+
+import (
+	"cmp"
+	"net/netip"
+	"slices"
+
+	discoveryv1 "k8s.io/api/discovery/v1"
+)
+
+// endpoint is one endpoint of one port of a Service.
+type endpoint struct {
+	addr        netip.AddrPort
+	ready       bool
+	serving     bool
+	terminating bool
+	near        bool // on this node
+	nodes       []string
+	zones       []string
+}
+
+// better orders what two slices say of the same address while an endpoint moves between them.
+func (e *endpoint) better(o *endpoint) bool {
+	rank := func(e *endpoint) int {
+		switch {
+		case e.ready:
+			return 2
+		case e.serving:
+			return 1
+		}
+		return 0
+	}
+	return rank(e) > rank(o)
+}
+
+// portEndpoints lists the endpoints of one Service port in one IP version, sorted by address.
+func portEndpoints(sliceList []*discoveryv1.EndpointSlice, ipv6 bool, name string, proto Protocol, node string) []endpoint {
+	family := discoveryv1.AddressTypeIPv4
+	if ipv6 {
+		family = discoveryv1.AddressTypeIPv6
+	}
+	byAddr := map[netip.AddrPort]*endpoint{}
+	for _, s := range sliceList {
+		if s.AddressType != family {
+			continue
+		}
+		for _, port := range slicePorts(s, name, proto) {
+			for i := range s.Endpoints {
+				e := newEndpoint(&s.Endpoints[i], port, ipv6, node)
+				if e == nil {
+					continue
+				}
+				if old := byAddr[e.addr]; old == nil || e.better(old) {
+					byAddr[e.addr] = e
+				}
+			}
+		}
+	}
+	out := make([]endpoint, 0, len(byAddr))
+	for _, e := range byAddr {
+		out = append(out, *e)
+	}
+	slices.SortFunc(out, func(a, b endpoint) int { return a.addr.Compare(b.addr) })
+	return out
+}
+
+// slicePorts are the numbers that the slice has for the Service port of this name: named
+// target ports differ between slices.
+func slicePorts(s *discoveryv1.EndpointSlice, name string, proto Protocol) []uint16 {
+	var out []uint16
+	for _, p := range s.Ports {
+		sliceName, sliceProto := "", protocolOf("")
+		if p.Name != nil {
+			sliceName = *p.Name
+		}
+		if p.Protocol != nil {
+			sliceProto = protocolOf(*p.Protocol)
+		}
+		if p.Port != nil && *p.Port > 0 && *p.Port < 1<<16 && sliceName == name && sliceProto == proto {
+			out = append(out, uint16(*p.Port))
+		}
+	}
+	return out
+}
+
+// newEndpoint is nil for an address that no packet may be sent to on a Service's behalf.
+func newEndpoint(e *discoveryv1.Endpoint, port uint16, ipv6 bool, node string) *endpoint {
+	if len(e.Addresses) == 0 {
+		return nil
+	}
+	addr, err := netip.ParseAddr(e.Addresses[0])
+	if err != nil || addr.Zone() != "" || addr.Is6() != ipv6 || addr.IsLoopback() || addr.IsUnspecified() || addr.IsMulticast() {
+		return nil
+	}
+	out := &endpoint{addr: netip.AddrPortFrom(addr, port), ready: true, near: e.NodeName != nil && *e.NodeName == node}
+	if c := e.Conditions.Ready; c != nil {
+		out.ready = *c
+	}
+	out.serving = out.ready
+	if c := e.Conditions.Serving; c != nil {
+		out.serving = *c
+	}
+	if c := e.Conditions.Terminating; c != nil {
+		out.terminating = *c
+	}
+	if e.Hints != nil {
+		for _, n := range e.Hints.ForNodes {
+			out.nodes = append(out.nodes, n.Name)
+		}
+		for _, z := range e.Hints.ForZones {
+			out.zones = append(out.zones, z.Name)
+		}
+	}
+	return out
+}
+
+// usable picks the endpoints that may get new connections: the ready ones, or, when there
+// is none, those that end but still serve.
+func usable(list []endpoint) []endpoint {
+	ready := filter(list, func(e *endpoint) bool { return e.ready })
+	if len(ready) > 0 {
+		return ready
+	}
+	return filter(list, func(e *endpoint) bool { return e.serving && e.terminating })
+}
+
+// preferred narrows the endpoints to those that the hints give to this node, else to this
+// zone, else takes all. Hints count only if every ready endpoint has them.
+func preferred(list []endpoint, node, zone string) []endpoint {
+	ready := filter(list, func(e *endpoint) bool { return e.ready })
+	if len(ready) == 0 {
+		return usable(list)
+	}
+	choices := []struct {
+		want string
+		of   func(*endpoint) []string
+	}{{node, func(e *endpoint) []string { return e.nodes }}, {zone, func(e *endpoint) []string { return e.zones }}}
+	for _, c := range choices {
+		if slices.ContainsFunc(ready, func(e endpoint) bool { return len(c.of(&e)) == 0 }) {
+			continue
+		}
+		if mine := filter(ready, func(e *endpoint) bool { return slices.Contains(c.of(e), c.want) }); len(mine) > 0 {
+			return mine
+		}
+	}
+	return ready
+}
+
+func filter(list []endpoint, keep func(*endpoint) bool) []endpoint {
+	var out []endpoint
+	for i := range list {
+		if keep(&list[i]) {
+			out = append(out, list[i])
+		}
+	}
+	return out
+}
+
+// maxSlots bounds the endpoints of a port; slots of local endpoints start there.
+const maxSlots = 1 << 16
+
+// place gives endpoints their slots. Those that had one keep it as far as possible, so that
+// one endpoint's coming or going changes few elements of the kernel's maps.
+func place(old []netip.AddrPort, list []endpoint) []netip.AddrPort {
+	if len(list) > maxSlots {
+		list = list[:maxSlots]
+	}
+	if len(list) == 0 {
+		return nil
+	}
+	want := make(map[netip.AddrPort]bool, len(list))
+	for _, e := range list {
+		want[e.addr] = true
+	}
+	out := make([]netip.AddrPort, len(list))
+	var moving []netip.AddrPort
+	for i, a := range old {
+		switch {
+		case !want[a]:
+			continue
+		case i < len(out):
+			out[i] = a
+		default:
+			moving = append(moving, a)
+		}
+		delete(want, a)
+	}
+	for a := range want {
+		moving = append(moving, a)
+	}
+	slices.SortFunc(moving, func(a, b netip.AddrPort) int { return cmp.Or(a.Compare(b)) })
+	for i := range out {
+		if !out[i].IsValid() {
+			out[i], moving = moving[0], moving[1:]
+		}
+	}
+	return out
+}

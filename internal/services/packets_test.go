@@ -1,0 +1,213 @@
+package services
+
+import (
+	"fmt"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vk-metal/vk-metal/internal/linuxns"
+)
+
+// load puts ports into the node's kernel.
+func (w *world) load(ports ...Port) (*table, *state) {
+	w.t.Helper()
+	s := newState()
+	for i, p := range ports {
+		s.set(p.ID, int64(i), []Port{p})
+	}
+	tb := newTable(w.node.FD(), testGroup)
+	w.t.Cleanup(tb.close)
+	must(w.t, tb.replace(s.all()))
+	return tb, s
+}
+
+func TestClusterIP(t *testing.T) {
+	w := newWorld(t)
+	client, server := w.pod(), w.pod()
+	w.serve(server.ns, "server", 8080)
+	var ports []Port
+	for _, v := range []struct{ ip string }{{"10.96.0.10"}, {"fd00:96::10"}} {
+		for _, proto := range []Protocol{6, 17} {
+			ip := netip.MustParseAddr(v.ip)
+			ports = append(ports, Port{
+				ID: v.ip + proto.String(), Protocol: proto, Some: true,
+				Frontend: []Frontend{{Kind: ClusterIP, Addr: ip, Port: 80}},
+				Cluster:  []netip.AddrPort{netip.AddrPortFrom(server.addr(ip), 8080)},
+				Near:     []netip.Addr{server.addr(ip)},
+			})
+		}
+	}
+	tb, s := w.load(ports...)
+	content, _ := s.all()
+	if !tb.same(content) {
+		t.Error("the table is not seen as it was put")
+	}
+	for _, network := range []string{"tcp", "udp"} {
+		for _, ip := range []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:96::10")} {
+			out := nodeIP4
+			if ip.Is6() {
+				out = nodeIP6
+			}
+			to := netip.AddrPortFrom(ip, 80)
+			for _, c := range []struct {
+				what, got, want string
+			}{
+				{"pod", outcome(client.ns, network, to), "server from " + client.addr(ip).String()},
+				{"itself", outcome(server.ns, network, to), "server from " + out.String()},
+				{"node", outcome(w.node, network, to), "server from " + out.String()},
+				{"outside", outcome(w.out, network, to), "server from " + out.String()},
+				{"pod, unused port", outcome(client.ns, network, netip.AddrPortFrom(ip, 81)), "refused"},
+				{"node, unused port", outcome(w.node, network, netip.AddrPortFrom(ip, 81)), "refused"},
+			} {
+				if c.got != c.want {
+					t.Errorf("%s, %s %s: %s, want %s", c.what, network, to, c.got, c.want)
+				}
+			}
+		}
+	}
+	if t.Failed() {
+		t.Log(w.ruleset())
+	}
+}
+
+// other is an address of an endpoint on another node: the outside host answers there.
+func (w *world) other() (v4, v6 netip.Addr) {
+	w.t.Helper()
+	w.in(w.out, "ip addr add 10.244.9.9/32 dev lo", "ip addr add fd00:244:9::9/128 dev lo nodad")
+	w.in(w.node, "ip route add 10.244.9.0/24 via 198.51.100.2", "ip -6 route add fd00:244:9::/64 via 2001:db8:1::2")
+	return netip.MustParseAddr("10.244.9.9"), netip.MustParseAddr("fd00:244:9::9")
+}
+
+// TestPolicies states for each sort of frontend and client who answers, and whom it sees.
+func TestPolicies(t *testing.T) {
+	w := newWorld(t)
+	client, server := w.pod(), w.pod()
+	far4, far6 := w.other()
+	w.serve(server.ns, "here", 8080)
+	w.serve(w.out, "far", 8080)
+	for _, ipv6 := range []bool{false, true} {
+		cluster, external, node, out := "10.96.0.10", "203.0.113.10", nodeIP4.String(), outIP4.String()
+		here, far, self := server.v4, far4, client.v4.String()
+		every := netip.IPv4Unspecified()
+		if ipv6 {
+			cluster, external, node, out = "fd00:96::10", "fd00:ffff::10", nodeIP6.String(), outIP6.String()
+			here, far, self, every = server.v6, far6, client.v6.String(), netip.IPv6Unspecified()
+		}
+		at := func(ip string, port uint16) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr(ip), port) }
+		base := func(change func(*Port)) Port {
+			p := Port{
+				Protocol: 6, Some: true, Cluster: []netip.AddrPort{netip.AddrPortFrom(far, 8080)}, Near: []netip.Addr{here},
+				Frontend: []Frontend{
+					{Kind: ClusterIP, Addr: netip.MustParseAddr(cluster), Port: 80},
+					{Kind: External, Addr: netip.MustParseAddr(external), Port: 80},
+					{Kind: NodePort, Addr: every, Port: 30080},
+				},
+			}
+			change(&p)
+			return p
+		}
+		external0 := func(local bool, p *Port) { p.Frontend[1].Local, p.Frontend[2].Local = local, local }
+		for _, c := range []struct {
+			name                  string
+			change                func(*Port)
+			pod, host, outside    string // to the cluster IP
+			podX, hostX, outsideX string // to the external address
+			podN, outsideN        string // to the node port
+		}{
+			{
+				"policy Cluster", func(*Port) {},
+				"far from " + self, "far from " + node, "far from " + node,
+				"far from " + node, "far from " + node, "far from " + node,
+				"far from " + node, "far from " + node,
+			},
+			{
+				"external policy Local", func(p *Port) { external0(true, p); p.Here = []netip.AddrPort{netip.AddrPortFrom(here, 8080)} },
+				"far from " + self, "far from " + node, "far from " + node,
+				"far from " + self, "far from " + node, "here from " + out,
+				"far from " + self, "here from " + out,
+			},
+			{
+				"external policy Local, nobody here", func(p *Port) { external0(true, p) },
+				"far from " + self, "far from " + node, "far from " + node,
+				"far from " + self, "far from " + node, "silence",
+				"far from " + self, "silence",
+			},
+			{
+				"internal policy Local", func(p *Port) { p.Frontend[0].Local, p.Here = true, []netip.AddrPort{netip.AddrPortFrom(here, 8080)} },
+				"here from " + self, "here from " + node, "here from " + node,
+				"far from " + node, "far from " + node, "far from " + node,
+				"far from " + node, "far from " + node,
+			},
+			{
+				"internal policy Local, nobody here", func(p *Port) { p.Frontend[0].Local = true },
+				"silence", "silence", "silence",
+				"far from " + node, "far from " + node, "far from " + node,
+				"far from " + node, "far from " + node,
+			},
+			{
+				"nobody at all", func(p *Port) { p.Cluster, p.Some = nil, false },
+				"refused", "refused", "refused", "refused", "refused", "refused", "refused", "refused",
+			},
+			{
+				"source ranges let the client in", func(p *Port) {
+					p.Frontend[1].Limited, p.Frontend[1].Sources = true, []netip.Prefix{netip.MustParsePrefix(out + "/32")}
+					if ipv6 {
+						p.Frontend[1].Sources[0] = netip.MustParsePrefix(out + "/120")
+					}
+				},
+				"far from " + self, "far from " + node, "far from " + node,
+				"silence", "silence", "far from " + node,
+				"far from " + node, "far from " + node,
+			},
+			{
+				"source ranges let nobody in", func(p *Port) { p.Frontend[1].Limited = true },
+				"far from " + self, "far from " + node, "far from " + node,
+				"silence", "silence", "silence",
+				"far from " + node, "far from " + node,
+			},
+		} {
+			for _, affinity := range []time.Duration{0, time.Hour} {
+				port := base(c.change)
+				port.ID, port.Affinity = c.name, affinity
+				w.load(port)
+				askAll(t, fmt.Sprintf("%s, affinity %s, IPv6 %t", c.name, affinity, ipv6), []question{
+					{"pod to cluster IP", client.ns, at(cluster, 80), c.pod},
+					{"host to cluster IP", w.node, at(cluster, 80), c.host},
+					{"outside to cluster IP", w.out, at(cluster, 80), c.outside},
+					{"pod to external", client.ns, at(external, 80), c.podX},
+					{"host to external", w.node, at(external, 80), c.hostX},
+					{"outside to external", w.out, at(external, 80), c.outsideX},
+					{"pod to node port", client.ns, at(node, 30080), c.podN},
+					{"outside to node port", w.out, at(node, 30080), c.outsideN},
+				})
+			}
+		}
+	}
+	if t.Failed() {
+		t.Log(w.ruleset())
+	}
+}
+
+// question is one TCP connection and what has to come of it.
+type question struct {
+	what string
+	from *linuxns.NS
+	to   netip.AddrPort
+	want string
+}
+
+// askAll asks all at once: silence takes its time.
+func askAll(t *testing.T, name string, questions []question) {
+	t.Helper()
+	var wg sync.WaitGroup
+	for _, q := range questions {
+		wg.Go(func() {
+			if got := outcome(q.from, "tcp", q.to); got != q.want {
+				t.Errorf("%s: %s: %s, want %s", name, q.what, got, q.want)
+			}
+		})
+	}
+	wg.Wait()
+}

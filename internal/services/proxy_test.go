@@ -1,0 +1,457 @@
+package services
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
+	clienttesting "k8s.io/client-go/testing"
+	"k8s.io/utils/ptr"
+)
+
+// cluster is an API with a Proxy that follows it.
+type cluster struct {
+	*world
+	client *fake.Clientset
+	proxy  *Proxy
+}
+
+// proxied runs a Proxy in the node until the test, or the returned function, ends.
+func (w *world) proxied() *cluster {
+	w.t.Helper()
+	c := &cluster{world: w, client: fake.NewClientset()}
+	w.t.Cleanup(c.start())
+	return c
+}
+
+func (c *cluster) start() (stop func()) {
+	c.t.Helper()
+	ready, stop := c.launch(func(*Proxy) {})
+	<-ready
+	return stop
+}
+
+func (c *cluster) launch(change func(*Proxy)) (ready <-chan struct{}, stop func()) {
+	c.t.Helper()
+	factory := informers.NewSharedInformerFactory(c.client, 0)
+	p, err := New(Options{
+		Node: NodeFacts{Name: testNode, Addresses: []netip.Addr{nodeIP4, nodeIP6}}, PodLinkGroup: testGroup, HostNetNS: c.path("node"),
+		Services: factory.Core().V1().Services(), Slices: factory.Discovery().V1().EndpointSlices(), Log: testLog(c.t),
+	})
+	must(c.t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done, isReady := make(chan error, 1), make(chan struct{}, 1)
+	change(p)
+	factory.Start(ctx.Done())
+	go func() { done <- p.Run(ctx, func() { signal(isReady) }) }()
+	c.proxy = p
+	stopped := false
+	return isReady, func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel()
+		if err := <-done; err != nil {
+			c.t.Errorf("Run: %v", err)
+		}
+		factory.Shutdown()
+		must(c.t, p.Close())
+	}
+}
+
+// apply makes or replaces a Service.
+func (c *cluster) apply(s *corev1.Service) {
+	c.t.Helper()
+	services := c.client.CoreV1().Services(s.Namespace)
+	if _, err := services.Update(c.t.Context(), s, metav1.UpdateOptions{}); err != nil {
+		_, err = services.Create(c.t.Context(), s, metav1.CreateOptions{})
+		must(c.t, err)
+	}
+}
+
+// endpoints makes or replaces the Service "web"'s slice.
+func (c *cluster) endpoints(list ...string) {
+	c.t.Helper()
+	s := slice(list...)
+	s.Ports = append(s.Ports, discoveryv1.EndpointPort{Name: ptr.To("dns"), Port: ptr.To(int32(8080)), Protocol: ptr.To(corev1.ProtocolUDP)})
+	slices := c.client.DiscoveryV1().EndpointSlices(s.Namespace)
+	if _, err := slices.Update(c.t.Context(), s, metav1.UpdateOptions{}); err != nil {
+		_, err = slices.Create(c.t.Context(), s, metav1.CreateOptions{})
+		must(c.t, err)
+	}
+}
+
+// becomes polls until the outcome is as wanted.
+func (c *cluster) becomes(what string, from *pod, network, to, want string) {
+	c.t.Helper()
+	eventually(c.t, what+": "+want, func() error {
+		if got := outcome(from.ns, network, netip.MustParseAddrPort(to)); got != want {
+			return fmt.Errorf("%s", got)
+		}
+		return nil
+	})
+}
+
+// withUDP is the Service "web" with a second port for UDP.
+func withUDP() *corev1.Service {
+	s := baseService()
+	s.Spec.Ports = append(s.Spec.Ports, corev1.ServicePort{Name: "dns", Port: 53, Protocol: corev1.ProtocolUDP})
+	return s
+}
+
+func TestProxyFollowsTheAPI(t *testing.T) {
+	c := newWorld(t).proxied()
+	client, one, two := c.pod(), c.pod(), c.pod()
+	c.serve(one.ns, "one", 8080)
+	c.serve(two.ns, "two", 8080)
+	from := " from " + client.v4.String()
+	at := func(p *pod) string { return p.v4.String() + "@" + testNode }
+	web := "10.96.0.10:80"
+	c.apply(withUDP())
+	c.becomes("a Service without endpoints", client, "tcp", web, "refused")
+	c.endpoints(at(one))
+	c.becomes("its first endpoint", client, "tcp", web, "one"+from)
+	c.endpoints(at(two))
+	c.becomes("another endpoint", client, "tcp", web, "two"+from)
+	c.endpoints(at(two), at(one)+" -ready")
+	c.becomes("a second that is not ready", client, "tcp", web, "two"+from)
+	c.in(c.node, "nft flush ruleset")
+	c.becomes("somebody emptied nftables", client, "tcp", web, "two"+from)
+	c.in(c.node, "nft delete table ip vk-metal-services")
+	c.becomes("somebody deleted our table", client, "tcp", web, "two"+from)
+	c.in(c.node, "nft flush map ip vk-metal-services slots")
+	c.becomes("somebody emptied a map", client, "tcp", web, "two"+from)
+	s := withUDP()
+	s.Spec.ClusterIP, s.Spec.ClusterIPs = "10.96.0.11", []string{"10.96.0.11"}
+	c.apply(s)
+	c.becomes("another cluster IP", client, "tcp", "10.96.0.11:80", "two"+from)
+	s.Spec.Type, s.Spec.ExternalName = corev1.ServiceTypeExternalName, "example.org"
+	c.apply(s)
+	eventually(t, "nothing of it is left", func() error { return c.lacks("10.96.0.11", "10.96.0.10") })
+	s = withUDP()
+	c.apply(s)
+	c.becomes("and back", client, "tcp", web, "two"+from)
+	must(t, c.client.CoreV1().Services("ns").Delete(t.Context(), "web", metav1.DeleteOptions{}))
+	eventually(t, "nothing of it is left", func() error { return c.lacks("10.96.0.10", "10.244.1.") })
+}
+
+func (c *cluster) lacks(words ...string) error {
+	rules := c.ruleset()
+	for _, w := range words {
+		if strings.Contains(rules, w) {
+			return fmt.Errorf("the rules still have %s", w)
+		}
+	}
+	return nil
+}
+
+// TestOthersTablesStay: what others have in nftables is not touched, ever.
+func TestOthersTablesStay(t *testing.T) {
+	c := newWorld(t)
+	c.in(c.node, "nft add table ip others", "nft add chain ip others c { type filter hook forward priority 0; }",
+		"nft add rule ip others c ip saddr 192.0.2.1 counter drop", "nft add table inet vk-metal-pods")
+	before := c.ruleset()
+	p := c.proxied()
+	p.apply(baseService())
+	p.endpoints("10.0.0.1")
+	eventually(t, "rules are there", func() error {
+		if strings.Contains(p.ruleset(), "10.96.0.10 . tcp . 80") {
+			return nil
+		}
+		return fmt.Errorf("no rules")
+	})
+	p.in(p.node, "nft delete table ip vk-metal-services")
+	eventually(t, "they were put back", func() error {
+		if strings.Contains(p.ruleset(), "10.96.0.10 . tcp . 80") {
+			return nil
+		}
+		return fmt.Errorf("no rules")
+	})
+	for _, line := range strings.Split(before, "\n") {
+		if !strings.Contains(p.ruleset(), line) {
+			t.Errorf("lost %q", line)
+		}
+	}
+}
+
+// TestUDPClientsMoveOn: a client that sends from one port all the time reaches the new
+// endpoint, and one that started before there was any, too.
+func TestUDPClientsMoveOn(t *testing.T) {
+	c := newWorld(t).proxied()
+	client, one, two := c.pod(), c.pod(), c.pod()
+	c.serve(one.ns, "one", 8080)
+	c.serve(two.ns, "two", 8080)
+	c.apply(withUDP())
+	var conn net.Conn
+	must(t, client.ns.Do(func() (err error) {
+		pc, err := net.ListenPacket("udp4", ":4000")
+		if err == nil {
+			conn = &steadyClient{pc, net.UDPAddrFromAddrPort(netip.MustParseAddrPort("10.96.0.10:53"))}
+		}
+		return err
+	}))
+	defer conn.Close()
+	answers := func(want string) func() error {
+		return func() error {
+			_, _ = conn.Write([]byte("?"))
+			b := make([]byte, 64)
+			_ = conn.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+			n, err := conn.Read(b)
+			if got := string(b[:n]); !strings.HasPrefix(got, want) {
+				return fmt.Errorf("%q, %w", got, err)
+			}
+			return nil
+		}
+	}
+	_, _ = conn.Write([]byte("?")) // before there is an endpoint
+	c.endpoints(one.v4.String())
+	eventually(t, "the first endpoint answers", answers("one"))
+	c.endpoints(two.v4.String())
+	eventually(t, "the second answers", answers("two"))
+	c.endpoints(one.v4.String(), two.v4.String())
+	for range 5 {
+		eventually(t, "the client stays with its endpoint", answers("two"))
+	}
+}
+
+// steadyClient sends from one socket that no ICMP error closes.
+type steadyClient struct {
+	net.PacketConn
+	to net.Addr
+}
+
+func (s *steadyClient) Write(b []byte) (int, error) { return s.WriteTo(b, s.to) }
+func (s *steadyClient) RemoteAddr() net.Addr        { return s.to }
+func (s *steadyClient) Read(b []byte) (int, error) {
+	n, _, err := s.ReadFrom(b)
+	return n, err
+}
+
+// TestAffinity: a client stays with its endpoint while others come and go, and is free
+// again when affinity is switched off.
+func TestAffinity(t *testing.T) {
+	c := newWorld(t).proxied()
+	client := c.pod()
+	var list []string
+	for i := range 4 {
+		p := c.pod()
+		c.serve(p.ns, fmt.Sprintf("pod%d", i), 8080)
+		list = append(list, p.v4.String())
+	}
+	s := withUDP()
+	s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
+	c.apply(s)
+	c.endpoints(list...)
+	to := netip.MustParseAddrPort("10.96.0.10:80")
+	var mine string
+	eventually(t, "somebody answers", func() error {
+		a, err := ask(client.ns, "tcp", to)
+		mine = a.who
+		return err
+	})
+	stays := func(what string) {
+		t.Helper()
+		for range 12 {
+			if a, err := ask(client.ns, "tcp", to); err != nil || a.who != mine {
+				t.Fatalf("%s: %s answers (%v), not %s\n%s", what, a.who, err, mine, c.ruleset())
+			}
+		}
+	}
+	stays("at first")
+	var index int
+	_, _ = fmt.Sscanf(mine, "pod%d", &index)
+	others := append(append([]string{}, list[:index]...), list[index+1:]...)
+	c.endpoints(list[index], others[0])
+	eventually(t, "the others are gone", func() error { return c.lacks(others[1]+" . 8080", "10.0.0.1") })
+	stays("fewer endpoints")
+	c.endpoints(list...)
+	stays("all again")
+	c.ruleset()
+	c.endpoints(others...)
+	eventually(t, "another answers", func() error {
+		a, err := ask(client.ns, "tcp", to)
+		if err == nil && a.who == mine {
+			err = fmt.Errorf("still %s", mine)
+		}
+		return err
+	})
+	s = withUDP()
+	c.apply(s)
+	seen := map[string]bool{}
+	eventually(t, "all answer without affinity", func() error {
+		a, err := ask(client.ns, "tcp", to)
+		if seen[a.who] = true; err == nil && len(seen) < 3 {
+			err = fmt.Errorf("only %v", seen)
+		}
+		return err
+	})
+	if err := c.lacks("affinity-"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestRestart: a proxy that starts takes over without a failed connection, and forgets
+// what went while it was away.
+func TestRestart(t *testing.T) {
+	c := &cluster{world: newWorld(t), client: fake.NewClientset()}
+	stop := c.start()
+	client, one := c.pod(), c.pod()
+	c.serve(one.ns, "one", 8080)
+	c.apply(baseService())
+	gone := baseService()
+	gone.Name, gone.Spec.ClusterIP, gone.Spec.ClusterIPs = "gone", "10.96.0.99", []string{"10.96.0.99"}
+	c.apply(gone)
+	c.endpoints(one.v4.String())
+	want := "one from " + client.v4.String()
+	c.becomes("before", client, "tcp", "10.96.0.10:80", want)
+	stop()
+	must(t, c.client.CoreV1().Services("ns").Delete(t.Context(), "gone", metav1.DeleteOptions{}))
+	done, failed := make(chan struct{}), make(chan string, 1000)
+	go func() {
+		defer close(failed)
+		for {
+			if got := outcome(client.ns, "tcp", netip.MustParseAddrPort("10.96.0.10:80")); got != want {
+				failed <- got
+			}
+			select {
+			case <-done:
+				return
+			default:
+			}
+		}
+	}()
+	for range 3 {
+		stop = c.start()
+		stop()
+	}
+	stop = c.start()
+	defer stop()
+	close(done)
+	for f := range failed {
+		t.Errorf("a connection failed: %s", f)
+	}
+	if err := c.lacks("10.96.0.99"); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestHealth asks as a load balancer does.
+func TestHealth(t *testing.T) {
+	c := newWorld(t).proxied()
+	get := func(url string) (out string, err error) {
+		err = c.node.Do(func() error {
+			b, err := exec.Command("curl", "-s", "-i", "--max-time", "2", url).Output()
+			out = string(b)
+			return err
+		})
+		return out, err
+	}
+	has := func(url string, words ...string) {
+		t.Helper()
+		eventually(t, url+" has "+strings.Join(words, ", "), func() error {
+			out, err := get(url)
+			for _, w := range words {
+				if !strings.Contains(out, w) {
+					return fmt.Errorf("%s, %w", out, err)
+				}
+			}
+			return err
+		})
+	}
+	has("http://127.0.0.1:10256/healthz", "200 OK", `"nodeEligible":true`)
+	has("http://127.0.0.1:10249/proxyMode", "200 OK", "nftables")
+	s := baseService()
+	s.Spec.Type, s.Spec.ExternalTrafficPolicy = corev1.ServiceTypeLoadBalancer, corev1.ServiceExternalTrafficPolicyLocal
+	s.Spec.HealthCheckNodePort = 32123
+	c.apply(s)
+	has("http://127.0.0.1:32123/", "503", "X-Load-Balancing-Endpoint-Weight: 0", `"localEndpoints":0`, `"namespace":"ns"`)
+	c.endpoints("10.0.0.1@node-a", "10.0.0.2@node-a", "10.0.0.3@node-b")
+	has("http://127.0.0.1:32123/", "200 OK", "X-Load-Balancing-Endpoint-Weight: 2", `"serviceProxyHealthy":true`)
+	c.endpoints("10.0.0.1@node-a -ready +serving +terminating")
+	has("http://127.0.0.1:32123/", "503", "X-Load-Balancing-Endpoint-Weight: 0")
+	s.Spec.HealthCheckNodePort = 0
+	c.apply(s)
+	eventually(t, "the port is closed", func() error {
+		if out, err := get("http://127.0.0.1:32123/"); err == nil {
+			return fmt.Errorf("%s", out)
+		}
+		return nil
+	})
+	c.proxy.SetNode(NodeFacts{Name: testNode, Leaving: true})
+	has("http://127.0.0.1:10256/healthz", "503", `"nodeEligible":false`)
+	has("http://127.0.0.1:10256/livez", "200 OK")
+}
+
+// TestRivalComesAndGoes: a kube-proxy finds no rules of ours, and ours come back after it.
+func TestRivalComesAndGoes(t *testing.T) {
+	c := &cluster{world: newWorld(t), client: fake.NewClientset()}
+	var here atomic.Bool
+	here.Store(true)
+	c.apply(baseService())
+	stop := c.start()
+	stop()
+	_, stop = c.launch(func(p *Proxy) {
+		p.rival, p.rivalEvery = func() (int, bool) { return 17, here.Load() }, 10*time.Millisecond
+	})
+	defer stop()
+	is := func(rules bool) func() error {
+		return func() error {
+			if got := strings.Contains(c.ruleset(), "10.96.0.10"); got != rules {
+				return fmt.Errorf("there are rules: %t", got)
+			}
+			return nil
+		}
+	}
+	eventually(t, "rules from before are gone", is(false))
+	for range 2 {
+		here.Store(false)
+		eventually(t, "there are rules again", is(true))
+		here.Store(true)
+		eventually(t, "rules are gone", is(false))
+	}
+}
+
+// TestForbidden: without the right to see Services the proxy is off, says so once, and
+// leaves the rules as they are; with it, it works.
+func TestForbidden(t *testing.T) {
+	c := &cluster{world: newWorld(t), client: fake.NewClientset()}
+	c.apply(baseService())
+	stop := c.start()
+	stop()
+	var allowed atomic.Bool
+	c.client.PrependReactor("list", "endpointslices", func(clienttesting.Action) (bool, runtime.Object, error) {
+		if allowed.Load() {
+			return false, nil, nil
+		}
+		return true, nil, apierrors.NewForbidden(discoveryv1.Resource("endpointslices"), "", nil)
+	})
+	ready, stop := c.launch(func(*Proxy) {})
+	defer stop()
+	eventually(t, "it is told", func() error {
+		c.proxy.mu.Lock()
+		defer c.proxy.mu.Unlock()
+		if !c.proxy.told {
+			return fmt.Errorf("not yet")
+		}
+		return nil
+	})
+	if !strings.Contains(c.ruleset(), "10.96.0.10") {
+		t.Error("the rules are gone")
+	}
+	allowed.Store(true)
+	<-ready
+}

@@ -1,0 +1,136 @@
+package volumes
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	resourcehelper "k8s.io/component-helpers/resource"
+)
+
+// emptyDir makes the directory once; what is in it is the containers'.
+func (v volume) emptyDir(src *corev1.EmptyDirVolumeSource) (Mounted, error) {
+	uid := string(v.pod.UID)
+	var err error
+	dir := filepath.Join(v.m.diskDir(uid), dirEmpty, v.spec.Name)
+	switch src.Medium {
+	case corev1.StorageMediumDefault:
+		err = v.plainDir(dir)
+	case corev1.StorageMediumMemory:
+		dir = filepath.Join(v.m.memoryDir(uid), dirEmpty, v.spec.Name)
+		err = v.tmpfs(dir, src)
+	default:
+		return Mounted{}, v.fail("emptyDir.medium", fmt.Errorf("storage medium %q is not supported by this node", src.Medium))
+	}
+	if err != nil {
+		return Mounted{}, v.fail("emptyDir", err)
+	}
+	return Mounted{Path: dir}, nil
+}
+
+// plainDir makes a directory under another name and renames it: one that is there is complete.
+func (v volume) plainDir(dir string) error {
+	if st, err := os.Lstat(dir); err == nil {
+		if !st.IsDir() {
+			return fmt.Errorf("%s is not a directory", dir)
+		}
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o750); err != nil {
+		return err
+	}
+	tmp := filepath.Join(filepath.Dir(dir), ".new-"+v.spec.Name[:min(len(v.spec.Name), 200)])
+	if err := removeTree(tmp); err != nil {
+		return err
+	}
+	if err := os.Mkdir(tmp, 0o700); err != nil {
+		return err
+	}
+	if err := v.openToPod(tmp, 0o777); err != nil {
+		return err
+	}
+	return os.Rename(tmp, dir)
+}
+
+// openToPod sets the kubelet's mode for volumes and gives the fsGroup its share.
+func (v volume) openToPod(dir string, mode uint32) error {
+	if g := v.info.FSGroup; g != nil {
+		if err := os.Lchown(dir, 0, int(*g)); err != nil {
+			return err
+		}
+		mode |= unix.S_ISGID | 0o770
+	}
+	return unix.Chmod(dir, mode)
+}
+
+// tmpfs mounts one tmpfs for the volume. Without fsGroup it is 01777, the kernel's default, as
+// with a kubelet.
+func (v volume) tmpfs(dir string, src *corev1.EmptyDirVolumeSource) error {
+	mounted, err := isMountPoint(dir)
+	if err != nil || mounted {
+		return err
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	options := []string{"mode=1777"}
+	if g := v.info.FSGroup; g != nil {
+		options = []string{"mode=3777", fmt.Sprintf("gid=%d", *g)}
+	}
+	if size := v.memoryLimit(src); size > 0 {
+		options = append(options, fmt.Sprintf("size=%d", size))
+	}
+	return mountTmpfs(dir, strings.Join(options, ","))
+}
+
+// memoryLimit is the least of sizeLimit, the pod's memory limit and what the node can give; 0
+// means that nothing is known.
+func (v volume) memoryLimit(src *corev1.EmptyDirVolumeSource) int64 {
+	var limit int64
+	consider := func(q *resource.Quantity) {
+		if q != nil && q.Value() > 0 && (limit == 0 || q.Value() < limit) {
+			limit = q.Value()
+		}
+	}
+	allocatable := v.m.opts.NodeAllocatable()
+	consider(allocatable.Memory())
+	if everyContainerLimited(v.pod) {
+		limits := resourcehelper.PodLimits(v.pod, resourcehelper.PodResourcesOptions{})
+		consider(limits.Memory())
+	}
+	consider(src.SizeLimit)
+	return limit
+}
+
+// everyContainerLimited says whether the pod as a whole has a memory limit.
+func everyContainerLimited(pod *corev1.Pod) bool {
+	if pod.Spec.Resources != nil && !pod.Spec.Resources.Limits.Memory().IsZero() {
+		return true
+	}
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			if list[i].Resources.Limits.Memory().IsZero() {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// mountTmpfs mounts a tmpfs that never goes to swap where the kernel can do that (6.4).
+func mountTmpfs(dir, options string) error {
+	const flags = unix.MS_NOSUID | unix.MS_NODEV
+	err := unix.Mount("tmpfs", dir, "tmpfs", flags, options+",noswap")
+	if errors.Is(err, unix.EINVAL) {
+		err = unix.Mount("tmpfs", dir, "tmpfs", flags, options)
+	}
+	if err != nil {
+		return fmt.Errorf("mount tmpfs at %s: %w", dir, err)
+	}
+	return nil
+}

@@ -1,0 +1,253 @@
+package probes
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	"google.golang.org/grpc/health/grpc_health_v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+// server answers by path.
+func server(t testing.TB, tls bool) *httptest.Server {
+	t.Helper()
+	mux := http.NewServeMux()
+	mux.HandleFunc("/ok", func(w http.ResponseWriter, r *http.Request) {
+		fmt.Fprintf(w, "%s %s %s %s %t", r.UserAgent(), r.Host, r.Header.Get("X-Test"), r.Header.Get("Accept"), r.Close)
+	})
+	mux.HandleFunc("/500", func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "secret", http.StatusInternalServerError) })
+	mux.HandleFunc("/local", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/ok", http.StatusFound) })
+	mux.HandleFunc("/loop", func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, "/loop", http.StatusFound) })
+	mux.HandleFunc("/away", func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, "http://away.invalid/", http.StatusFound)
+	})
+	mux.HandleFunc("/slow", func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })
+	mux.HandleFunc("/endless", func(w http.ResponseWriter, r *http.Request) {
+		for r.Context().Err() == nil {
+			_, _ = w.Write(make([]byte, 4096))
+		}
+	})
+	s := httptest.NewUnstartedServer(mux)
+	if tls {
+		s.StartTLS()
+	} else {
+		s.Start()
+	}
+	t.Cleanup(s.Close)
+	return s
+}
+
+func portOf(t testing.TB, address string) int {
+	t.Helper()
+	_, port, err := net.SplitHostPort(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.Atoi(port)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestHTTP(t *testing.T) {
+	plain, secure := server(t, false), server(t, true)
+	tests := []struct {
+		name, path string
+		tls        bool
+		headers    []corev1.HTTPHeader
+		want       result
+		output     string
+		warning    bool
+	}{
+		{name: "success", path: "/ok", want: success, output: "kube-probe/1.35 127.0.0.1"},
+		{name: "closes", path: "/ok", want: success, output: "*/* true"},
+		{
+			name: "headers", path: "/ok?x=1", want: success, output: "me other.host 1  true",
+			headers: []corev1.HTTPHeader{{Name: "host", Value: "other.host"}, {Name: "X-Test", Value: "1"}, {Name: "User-Agent", Value: "me"}, {Name: "Accept", Value: ""}},
+		},
+		{name: "https", path: "/ok", tls: true, want: success, output: "kube-probe/1.35"},
+		{name: "status without body", path: "/500", want: failure, output: "HTTP probe failed with statuscode: 500"},
+		{name: "local redirect", path: "/local", want: success, output: "kube-probe/1.35"},
+		{name: "redirect loop", path: "/loop", want: failure, output: "stopped after 10 redirects"},
+		{name: "redirect away", path: "/away", want: success, output: "Probe terminated redirects", warning: true},
+		{name: "time-out", path: "/slow", want: failure, output: "Client.Timeout exceeded"},
+		{name: "endless body", path: "/endless", want: success},
+		{name: "https asked by http", path: "/ok", tls: true, want: failure, headers: []corev1.HTTPHeader{{Name: "X-Plain"}}},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			s, scheme := plain, corev1.URISchemeHTTP
+			if test.tls {
+				s, scheme = secure, corev1.URISchemeHTTPS
+			}
+			if len(test.headers) == 1 {
+				scheme = corev1.URISchemeHTTP
+			}
+			spec := &corev1.Probe{TimeoutSeconds: 1, ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{
+				Path: test.path, Port: intstr.FromString("web"), Scheme: scheme, HTTPHeaders: test.headers,
+			}}}
+			target := Target{PodIP: "127.0.0.1", Container: corev1.Container{Ports: []corev1.ContainerPort{
+				{Name: "web", ContainerPort: int32(portOf(t, s.Listener.Addr().String()))},
+			}}}
+			o, err := New(nil).try(t.Context(), spec, target)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if o.result != test.want || !strings.Contains(o.output, test.output) || o.warning != test.warning || len(o.output) > maxOutput {
+				t.Errorf("got %s %q %v, want %s %q %v", o.result, o.output, o.warning, test.want, test.output, test.warning)
+			}
+		})
+	}
+}
+
+// TestIgnoresProxy: the node's proxy settings are not for probes.
+func TestIgnoresProxy(t *testing.T) {
+	t.Setenv("HTTP_PROXY", "http://127.0.0.1:1")
+	t.Setenv("HTTPS_PROXY", "http://127.0.0.1:1")
+	s := server(t, true)
+	spec := &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{
+		Path: "/ok", Scheme: corev1.URISchemeHTTPS, Port: intstr.FromInt(portOf(t, s.Listener.Addr().String())),
+	}}}
+	o, err := New(nil).try(t.Context(), spec, Target{PodIP: "127.0.0.1"})
+	if err != nil || o.result != success {
+		t.Errorf("%+v %v", o, err)
+	}
+}
+
+func TestTCP(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	port := portOf(t, listener.Addr().String())
+	spec := &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt(port)}}}
+	p := New(nil)
+	if o, err := p.try(t.Context(), spec, Target{PodIP: "127.0.0.1"}); err != nil || o.result != success {
+		t.Errorf("open port: %+v %v", o, err)
+	}
+	_ = listener.Close()
+	if o, err := p.try(t.Context(), spec, Target{PodIP: "127.0.0.1"}); err != nil || o.result != failure {
+		t.Errorf("closed port: %+v %v", o, err)
+	}
+}
+
+func TestGRPC(t *testing.T) {
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, h := grpc.NewServer(), health.NewServer()
+	h.SetServingStatus("down", grpc_health_v1.HealthCheckResponse_NOT_SERVING)
+	grpc_health_v1.RegisterHealthServer(s, h)
+	go func() { _ = s.Serve(listener) }()
+	t.Cleanup(s.Stop)
+	bare, err := net.Listen("tcp", "127.0.0.1:0") // accepts and says nothing
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer bare.Close()
+	tests := []struct {
+		name, service, address string
+		want                   result
+		output                 string
+	}{
+		{"serving", "", listener.Addr().String(), success, "service healthy"},
+		{"down", "down", listener.Addr().String(), failure, "NOT_SERVING"},
+		{"unknown service", "nobody", listener.Addr().String(), failure, "health rpc probe failed"},
+		{"no server", "", bare.Addr().String(), failure, "timeout"},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			spec := &corev1.Probe{ProbeHandler: corev1.ProbeHandler{GRPC: &corev1.GRPCAction{
+				Port: int32(portOf(t, test.address)), Service: &test.service,
+			}}}
+			o, err := New(nil).try(t.Context(), spec, Target{PodIP: "127.0.0.1"})
+			if err != nil || o.result != test.want || !strings.Contains(o.output, test.output) {
+				t.Errorf("got %+v %v", o, err)
+			}
+		})
+	}
+}
+
+func TestResolvePort(t *testing.T) {
+	c := corev1.Container{Name: "c", Ports: []corev1.ContainerPort{{Name: "web", ContainerPort: 80}}}
+	for in, want := range map[string]int{"web": 80, "81": 81, "nope": 0, "0": 0, "70000": 0} {
+		got, err := resolvePort(intstr.FromString(in), c)
+		if got != want || (err == nil) != (want > 0) {
+			t.Errorf("%q: %d %v", in, got, err)
+		}
+	}
+}
+
+// BenchmarkHTTP is one http probe: 1,000 at 1 Hz cost 1,000 times this per second.
+func BenchmarkHTTP(b *testing.B) {
+	benchmark(b, corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/ok", Port: intstr.FromString("web")}})
+}
+
+// BenchmarkTCP is one tcp probe.
+func BenchmarkTCP(b *testing.B) {
+	benchmark(b, corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("web")}})
+}
+
+const serveEnv = "VK_METAL_TEST_PROBE_SERVER"
+
+// TestMain lets the test binary be a server, so that a benchmark counts the prober alone.
+func TestMain(m *testing.M) {
+	if os.Getenv(serveEnv) == "" {
+		os.Exit(m.Run())
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(listener.Addr())
+	_ = http.Serve(listener, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "ok") }))
+}
+
+func otherProcess(b *testing.B) (address string) {
+	b.Helper()
+	child := exec.Command(os.Args[0])
+	child.Env = append(os.Environ(), serveEnv+"=1")
+	out, err := child.StdoutPipe()
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _, _ = child.Process.Kill(), child.Wait() })
+	if _, err := fmt.Fscanln(out, &address); err != nil {
+		b.Fatal(err)
+	}
+	return address
+}
+
+// benchmark reports the CPU time of the prober alone: the server is another process.
+func benchmark(b *testing.B, handler corev1.ProbeHandler) {
+	address := otherProcess(b)
+	target := Target{PodIP: "127.0.0.1", Container: corev1.Container{Ports: []corev1.ContainerPort{
+		{Name: "web", ContainerPort: int32(portOf(b, address))},
+	}}}
+	p := New(nil)
+	before := cpuTime()
+	for b.Loop() {
+		if o, err := p.try(context.Background(), &corev1.Probe{ProbeHandler: handler}, target); err != nil || o.result != success {
+			b.Fatal(o, err)
+		}
+	}
+	b.ReportMetric(float64((cpuTime()-before)/time.Duration(b.N))/1e3, "cpu-µs/op")
+}

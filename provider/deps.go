@@ -1,0 +1,138 @@
+package provider
+
+import (
+	"context"
+	"io"
+	"log/slog"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/kubernetes"
+	corelisters "k8s.io/client-go/listers/core/v1"
+	"k8s.io/client-go/tools/record"
+
+	"github.com/vk-metal/vk-metal/internal/images"
+	"github.com/vk-metal/vk-metal/internal/launchspec"
+	"github.com/vk-metal/vk-metal/internal/objects"
+	"github.com/vk-metal/vk-metal/internal/paths"
+	"github.com/vk-metal/vk-metal/internal/sandbox"
+	"github.com/vk-metal/vk-metal/internal/volumes"
+	"github.com/vk-metal/vk-metal/netns"
+	"github.com/vk-metal/vk-metal/probes"
+	"github.com/vk-metal/vk-metal/systemd"
+)
+
+// Deps is everything that the provider acts through.
+type Deps struct {
+	// NodeName is the name of our Node object; only its pods are watched.
+	NodeName string
+	// Client has the node's identity. Its own rate limits must not be those of client-go's
+	// defaults (5 per second): statuses are patched through it.
+	Client kubernetes.Interface
+	Layout paths.Layout
+
+	Runtime  systemd.Runtime
+	Executor systemd.Executor
+	// Usage is asked before memory limits are lowered, and after; nil leaves that out.
+	Usage   Usage
+	Network netns.Network
+	Images  images.Store
+	Volumes volumes.Store
+	Objects objects.Source
+	Probes  probes.Manager
+	Logs    Logs
+	Sandbox Sandbox
+	// Services feeds the service environment variables; nil leaves them out.
+	Services corelisters.ServiceLister
+
+	Recorder record.EventRecorder
+	Log      *slog.Logger
+
+	DNS DNSConfig
+	// HostIPs returns the node's InternalIPs, the primary family first.
+	HostIPs func() []string
+	Node    NodeFacts
+
+	// StepHook is called before and after each effect with the effect's name
+	// ("start/before", "start/after"): fault tests stop the process there. May be nil.
+	StepHook func(step string)
+}
+
+// DNSConfig is what resolv.conf files are made from.
+type DNSConfig struct {
+	ClusterDNS    []string
+	ClusterDomain string
+	// HostResolvConf is read for the Default policy and for the host's search domains;
+	// empty means /etc/resolv.conf.
+	HostResolvConf string
+}
+
+// NodeFacts are figures of the node that pods' settings depend on.
+type NodeFacts struct {
+	// MemoryCapacity in bytes, for oom_score_adj of burstable pods.
+	MemoryCapacity int64
+	// Allocatable stands in for limits that a resourceFieldRef asks for and a container
+	// does not set.
+	Allocatable func() corev1.ResourceList
+	// Self returns the Node object as the API has it, for its labels and taints; nil while
+	// it is not known.
+	Self func() *corev1.Node
+	// PodPidsLimit is TasksMax of every pod's slice; 0 means none.
+	PodPidsLimit uint64
+	// UnsafeSysctls are the sysctls (or prefixes ending in *) that pods may set besides
+	// Kubernetes' safe ones.
+	UnsafeSysctls []string
+	// Privileged says whether privileged containers are allowed.
+	DenyPrivileged bool
+	// AppArmor and SELinux say that the kernel enforces them.
+	AppArmor, SELinux bool
+}
+
+// LogStream names one attempt's log.
+type LogStream struct {
+	PodUID, Namespace, PodName string
+	Container                  string
+	Attempt                    int
+	Unit                       string
+	// Path is the CRI log file.
+	Path string
+	// Stdin, StdinOnce and TTY are the container's.
+	Stdin, StdinOnce, TTY bool
+}
+
+// LogPipes are the FIFOs that a container's launcher opens; with a terminal, who takes it.
+type LogPipes struct {
+	Stdin, Stdout, Stderr string
+	Terminal              *launchspec.Terminal
+}
+
+// AttachStreams are an attached client's ends; nil leaves one out.
+type AttachStreams struct {
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
+	Resize         <-chan systemd.TermSize
+}
+
+// Logs is what the provider needs of the log writer (internal/logs).
+type Logs interface {
+	// Create makes the stream directory of an attempt with its FIFOs; idempotent.
+	Create(ctx context.Context, stream LogStream) (LogPipes, error)
+	// WaitClosed returns once it is, or with ctx's error.
+	WaitClosed(ctx context.Context, podUID, container string, attempt int) error
+	// Discard removes a stream that no process will write to.
+	Discard(podUID, container string, attempt int) error
+	// Tail returns the last lines of a CRI log, at most maxLines and maxBytes of payload.
+	Tail(path string, maxLines, maxBytes int) (string, error)
+	// Attach joins a client to a running attempt's streams until either ends, or ctx does.
+	Attach(ctx context.Context, podUID, container string, attempt int, streams AttachStreams) error
+}
+
+// Sandbox is what a pod's containers share besides the network; *sandbox.Manager implements it.
+type Sandbox interface {
+	// Ensure makes the pod's IPC namespace and /dev/shm (bytes; 0 takes the default) and
+	// returns their paths; idempotent.
+	Ensure(ctx context.Context, podUID string, shmSize int64) (sandbox.Paths, error)
+	// Remove undoes it; idempotent, safe without Ensure.
+	Remove(ctx context.Context, podUID string) error
+}
+
+var _ Sandbox = (*sandbox.Manager)(nil)

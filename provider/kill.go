@@ -1,0 +1,168 @@
+package provider
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/vk-metal/vk-metal/provider/podplan"
+)
+
+// stopSignal is the signal that asks the container to stop: the pod's, else the image's.
+func stopSignal(c podplan.Container, image podplan.Image) string {
+	if c.Lifecycle != nil && c.Lifecycle.StopSignal != nil {
+		return string(*c.Lifecycle.StopSignal)
+	}
+	return image.StopSignal
+}
+
+// signalOf understands SIGTERM, TERM and numbers, real-time signals too; TERM otherwise.
+func signalOf(name string) syscall.Signal {
+	name = strings.ToUpper(name)
+	if n, err := strconv.Atoi(name); err == nil && n > 0 && n < 65 {
+		return syscall.Signal(n)
+	}
+	if !strings.HasPrefix(name, "SIG") {
+		name = "SIG" + name
+	}
+	if s := unix.SignalNum(name); s != 0 {
+		return s
+	}
+	for base, n := range map[string]int{"SIGRTMIN+": 34, "SIGRTMAX-": 64} {
+		if offset, err := strconv.Atoi(strings.TrimPrefix(name, base)); err == nil && strings.HasPrefix(name, base) {
+			if base == "SIGRTMAX-" {
+				offset = -offset
+			}
+			return syscall.Signal(n + offset)
+		}
+	}
+	return unix.SIGTERM
+}
+
+// kill begins the kills that the decision asks for, shortens those that go on, and takes
+// up those that another agent began.
+func (w *worker) kill(pod *corev1.Pod, d podplan.Decision) {
+	wanted := map[*attempt]podplan.Kill{}
+	for _, k := range d.Kill {
+		if a := w.attempt(k.Container, k.Attempt); a != nil && a.exit == nil {
+			wanted[a] = k
+		}
+	}
+	for _, list := range w.attempts {
+		for _, a := range list {
+			k, asked := wanted[a]
+			if a.exit != nil || !asked && a.rec.Kill == nil {
+				continue
+			}
+			if err := w.killAttempt(pod, a, k, asked, d.Ending); err != nil {
+				w.log.Error("Cannot begin to stop a container", "container", a.rec.Container, "err", err)
+				w.wakeAfter(time.Second)
+			}
+		}
+	}
+}
+
+func (w *worker) attempt(container string, number int) *attempt {
+	for _, a := range w.attempts[container] {
+		if a.rec.Number == number {
+			return a
+		}
+	}
+	return nil
+}
+
+func (w *worker) killAttempt(pod *corev1.Pod, a *attempt, k podplan.Kill, asked, podEnds bool) error {
+	c, ok := podplan.Find(pod, a.rec.Container)
+	if !ok {
+		c = podplan.Container{Container: corev1.Container{Name: a.rec.Container}, Role: podplan.RoleMain}
+	}
+	now := time.Now()
+	if a.rec.Kill == nil {
+		a.rec.Kill = &killRecord{Begun: now, Until: now.Add(k.Grace), Message: k.Message}
+		if err := w.step("kill-record", func() error { return a.rec.save(w.p.deps.Layout, string(w.uid)) }); err != nil {
+			a.rec.Kill = nil
+			return err
+		}
+		w.event(pod, &c, corev1.EventTypeNormal, "Killing", k.Message)
+		w.quietProbes(a, podEnds)
+	} else if until := now.Add(k.Grace); asked && until.Before(a.rec.Kill.Until) {
+		a.rec.Kill.Until = until // the grace period was shortened
+		if err := a.rec.save(w.p.deps.Layout, string(w.uid)); err != nil {
+			return err
+		}
+		w.cancelOps(func(key string) bool { return key == killKey(a) })
+	}
+	kill, rec := *a.rec.Kill, a.rec
+	o := w.begin(killKey(a), 100*time.Millisecond, func(ctx context.Context) (any, error) {
+		return nil, w.stopProcess(ctx, pod, c, rec, kill, a.ended)
+	})
+	if o.done {
+		w.forget(killKey(a)) // it has done all it could; if the process lives, again
+		w.wakeAfter(5 * time.Second)
+	}
+	return nil
+}
+
+func killKey(a *attempt) string { return fmt.Sprintf("kill/%s/%d", a.rec.Container, a.rec.Number) }
+
+// quietProbes ends liveness and startup probes; readiness goes on while the pod ends, so
+// that endpoints see it fail.
+func (w *worker) quietProbes(a *attempt, podEnds bool) {
+	if podEnds {
+		w.p.deps.Probes.StopLivenessAndStartup(string(w.uid))
+		return
+	}
+	w.p.deps.Probes.Stop(string(w.uid), a.rec.Container)
+}
+
+// stopProcess runs the preStop hook, sends the stop signal, and KILL at the end.
+func (w *worker) stopProcess(ctx context.Context, pod *corev1.Pod, c podplan.Container, rec attemptRecord, kill killRecord, ended <-chan struct{}) error {
+	hookEnded, err := w.preStopOnce(ctx, pod, c, rec, kill.Until, ended)
+	if err != nil {
+		return err
+	}
+	killAt := podplan.KillTimes(kill.Begun, kill.Until.Sub(kill.Begun), hookEnded)
+	if err := w.signal(ctx, "term", rec, signalOf(rec.StopSignal), false); err != nil {
+		w.log.Warn("Cannot ask a container to stop", "container", c.Name, "err", err)
+	}
+	if died(ctx, ended, time.Until(killAt)) {
+		return nil
+	}
+	if ctx.Err() != nil {
+		return ctx.Err() // cut short: the next round has the new time
+	}
+	if err := w.signal(ctx, "kill", rec, unix.SIGKILL, true); err != nil {
+		return err
+	}
+	w.unitChanged()
+	died(ctx, ended, 10*time.Second)
+	return nil
+}
+
+func (w *worker) signal(ctx context.Context, step string, rec attemptRecord, signal syscall.Signal, all bool) error {
+	return w.step(step, func() error {
+		if err := w.p.deps.Runtime.Signal(ctx, rec.Unit, signal, all); err != nil {
+			return fmt.Errorf("signal container %s: %w", rec.Container, err)
+		}
+		return nil
+	})
+}
+
+// died waits for the end of a process for at most d.
+func died(ctx context.Context, ended <-chan struct{}, d time.Duration) bool {
+	timer := time.NewTimer(max(d, 0))
+	defer timer.Stop()
+	select {
+	case <-ended:
+		return true
+	case <-ctx.Done():
+	case <-timer.C:
+	}
+	return false
+}

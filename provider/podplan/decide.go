@@ -1,0 +1,302 @@
+package podplan
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Start is one attempt to start now.
+type Start struct {
+	Container string        `json:"container"`
+	Attempt   int           `json:"attempt"`
+	Backoff   time.Duration `json:"backoff,omitempty"` // what the attempt after this one waits
+}
+
+// Kill is one running attempt to end.
+type Kill struct {
+	Container string        `json:"container"`
+	Attempt   int           `json:"attempt"`
+	Grace     time.Duration `json:"grace"`
+	Message   string        `json:"message"`
+	// Restart says that the container is started again afterwards.
+	Restart bool `json:"restart,omitempty"`
+}
+
+// Waiting is a container's waiting state.
+type Waiting struct {
+	Reason  string `json:"reason"`
+	Message string `json:"message,omitempty"`
+}
+
+// Decision is what is to be done with a pod now.
+type Decision struct {
+	Start []Start `json:"start,omitempty"`
+	Kill  []Kill  `json:"kill,omitempty"`
+	// Resize has the running attempts whose limits are to be changed.
+	Resize []Resize `json:"resize,omitempty"`
+	// Waiting has the containers that wait, and why.
+	Waiting map[string]Waiting `json:"waiting,omitempty"`
+	// Wake is when time alone changes this decision; zero for never.
+	Wake time.Time `json:"wake,omitzero"`
+	// Ending says that nothing is started any more: the pod is deleted, has failed or is done.
+	Ending bool `json:"ending,omitempty"`
+	// Done says that, besides, no process is left: the pod's phase is final.
+	Done bool `json:"done,omitempty"`
+	// Failure is why the pod failed as a whole.
+	Failure *Ending `json:"failure,omitempty"`
+	// Initialized says that all init containers have done their part.
+	Initialized bool `json:"initialized,omitempty"`
+}
+
+// decider collects a Decision for one pod.
+type decider struct {
+	pod *corev1.Pod
+	obs Observed
+	out Decision
+	// rebooted says that nothing is started any more, see rebootEndsPod.
+	rebooted bool
+}
+
+// Decide computes the next actions by the kubelet's rules. It never starts a container
+// of which an attempt may be alive.
+func Decide(pod *corev1.Pod, obs Observed) Decision {
+	d := &decider{pod: pod, obs: obs, out: Decision{Waiting: map[string]Waiting{}}}
+	if failure, ends := d.ends(); ends {
+		d.out.Failure = failure
+		d.end()
+		return d.out
+	}
+	d.ephemeral()
+	if failed := d.init(); failed {
+		d.out.Start = nil
+		d.end()
+		return d.out
+	}
+	if !d.out.Initialized {
+		d.waitForInit()
+		return d.out
+	}
+	if done := d.main(); done {
+		d.out.Start = nil
+		d.end()
+	}
+	return d.out
+}
+
+// ends says whether the pod as a whole has come to its end, and why if it failed.
+func (d *decider) ends() (*Ending, bool) {
+	switch {
+	case d.obs.Evict != nil:
+		return d.obs.Evict, true
+	case d.deadlinePassed():
+		return &Ending{Reason: "DeadlineExceeded", Message: "Pod was active on the node longer than the specified deadline"}, true
+	case d.obs.Gone, d.pod.DeletionTimestamp != nil:
+		return nil, true
+	}
+	phase := d.pod.Status.Phase
+	return nil, phase == corev1.PodSucceeded || phase == corev1.PodFailed
+}
+
+func (d *decider) deadlinePassed() bool {
+	if d.pod.Spec.ActiveDeadlineSeconds == nil || d.pod.Status.StartTime == nil || terminal(d.pod) {
+		return false
+	}
+	deadline := d.pod.Status.StartTime.Add(time.Duration(*d.pod.Spec.ActiveDeadlineSeconds) * time.Second)
+	if d.obs.Now.Before(deadline) {
+		d.wake(deadline)
+		return false
+	}
+	return true
+}
+
+func terminal(pod *corev1.Pod) bool {
+	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
+}
+
+// end kills what runs: main and init containers together, then the sidecars in reverse
+// order, one after another.
+func (d *decider) end() {
+	d.out.Ending = true
+	d.out.Done = !d.obs.anyRunning()
+	var sidecars []Container
+	othersRun := false
+	for _, c := range Containers(d.pod) {
+		if c.Role == RoleSidecar {
+			sidecars = append(sidecars, c)
+			continue
+		}
+		othersRun = d.kill(c, d.grace(), "Stopping container "+c.Name, false) || othersRun
+	}
+	for _, c := range slices.Backward(sidecars) {
+		if othersRun {
+			return
+		}
+		othersRun = d.kill(c, d.grace(), "Stopping container "+c.Name, false)
+	}
+}
+
+// grace is how long the pod's containers have from now on.
+func (d *decider) grace() time.Duration {
+	return PodGrace(d.pod)
+}
+
+// minimalGrace is left to containers even where 0 was asked for, as a kubelet does.
+const minimalGrace = time.Second
+
+// PodGrace is the time that the pod's containers have to stop, counted from when this
+// node begins to stop them: clocks of API server and node are not compared.
+func PodGrace(pod *corev1.Pod) time.Duration {
+	grace := 30 * time.Second
+	if s := pod.Spec.TerminationGracePeriodSeconds; s != nil {
+		grace = time.Duration(*s) * time.Second
+	}
+	if s := pod.DeletionGracePeriodSeconds; s != nil {
+		grace = time.Duration(*s) * time.Second
+	}
+	return max(grace, minimalGrace)
+}
+
+// kill adds a kill for every running attempt of the container and says whether there is one.
+func (d *decider) kill(c Container, grace time.Duration, message string, restart bool) bool {
+	running := false
+	for _, a := range d.obs.Attempts[c.Name] {
+		if a.Phase == Running {
+			running = true
+			d.out.Kill = append(d.out.Kill, Kill{Container: c.Name, Attempt: a.Number, Grace: grace, Message: message, Restart: restart})
+		}
+	}
+	return running
+}
+
+// main decides on the main containers and says whether all have ended for good.
+func (d *decider) main() bool {
+	done := true
+	for _, c := range Containers(d.pod) {
+		if c.Role != RoleMain {
+			continue
+		}
+		ended, started := d.container(c)
+		done = done && ended
+		if !started {
+			break // a postStart hook runs: the next container waits for it
+		}
+	}
+	return done
+}
+
+// container decides on one container whose turn has come: ended says that it has ended
+// for good, started that the containers after it may start.
+func (d *decider) container(c Container) (ended, started bool) {
+	last, ok := d.obs.latest(c.Name)
+	switch {
+	case d.rebooted:
+		return true, true
+	case !ok:
+		d.start(c, 0, 0)
+	case last.Phase == Prepared:
+		d.start(c, last.Number, last.Backoff)
+	case last.Phase == Running:
+		d.running(c, last)
+		return false, last.PostStart != HookRunning
+	default:
+		return d.endedAttempt(c, last), true
+	}
+	return false, true
+}
+
+// running kills an attempt that has failed its probes or hook, or is outdated.
+func (d *decider) running(c Container, a Attempt) {
+	var message string
+	grace, restart := d.grace(), restartsAfterProbe(d.pod, c)
+	resize, replace := resizeOf(c, a)
+	switch {
+	case a.Killing:
+		return // the kill goes on by itself
+	case a.SpecHash != "" && a.SpecHash != SpecHash(c):
+		message, restart = fmt.Sprintf("Container %s definition changed", c.Name), true
+	case a.LivenessFailed:
+		message, grace = fmt.Sprintf("Container %s failed liveness probe", c.Name), probeGrace(c.LivenessProbe, grace)
+	case a.StartupFailed:
+		message, grace = fmt.Sprintf("Container %s failed startup probe", c.Name), probeGrace(c.StartupProbe, grace)
+	case a.PostStart == HookFailed:
+		message = "FailedPostStartHook"
+	case replace:
+		d.out.Kill = append(d.out.Kill, Kill{
+			Container: c.Name, Attempt: a.Number, Grace: grace, Restart: true,
+			Message: fmt.Sprintf("Container %s resize requires restart", c.Name),
+		})
+		return
+	case resize:
+		d.out.Resize = append(d.out.Resize, Resize{Container: c.Name, Attempt: a.Number, Resources: c.Resources})
+		return
+	default:
+		return
+	}
+	if restart && a.PostStart != HookFailed {
+		message += ", will be restarted"
+	}
+	d.out.Kill = append(d.out.Kill, Kill{Container: c.Name, Attempt: a.Number, Grace: grace, Message: message, Restart: restart})
+}
+
+func probeGrace(p *corev1.Probe, grace time.Duration) time.Duration {
+	if p == nil || p.TerminationGracePeriodSeconds == nil {
+		return grace
+	}
+	return time.Duration(*p.TerminationGracePeriodSeconds) * time.Second
+}
+
+// endedAttempt restarts a container, or holds it back, or says that it has ended for good.
+func (d *decider) endedAttempt(c Container, last Attempt) bool {
+	_, replace := resizeOf(c, last)
+	changed := last.SpecHash != "" && last.SpecHash != SpecHash(c) || replace && last.Killing
+	if !changed && !Restarts(d.pod, c, last.ExitCode) {
+		return true
+	}
+	if changed || last.Imported {
+		d.start(c, last.Number+1, 0)
+		return false
+	}
+	until := heldUntil(last)
+	if d.obs.Now.Before(until) {
+		d.holdBack(c, last, until)
+		return false
+	}
+	d.start(c, last.Number+1, nextBackoff(last))
+	return false
+}
+
+func (d *decider) holdBack(c Container, last Attempt, until time.Time) {
+	d.wake(until)
+	if shown := last.FinishedAt.Add(startErrorShown); last.Reason == "StartError" && d.obs.Now.Before(shown) {
+		d.wake(shown)
+		d.out.Waiting[c.Name] = Waiting{Reason: "RunContainerError", Message: last.Message}
+		return
+	}
+	d.out.Waiting[c.Name] = Waiting{
+		Reason: "CrashLoopBackOff",
+		Message: fmt.Sprintf("back-off %s restarting failed container=%s pod=%s_%s(%s)",
+			last.Backoff, c.Name, d.pod.Name, d.pod.Namespace, d.pod.UID),
+	}
+}
+
+func (d *decider) start(c Container, attempt int, backoff time.Duration) {
+	d.out.Start = append(d.out.Start, Start{Container: c.Name, Attempt: attempt, Backoff: backoff})
+}
+
+func (d *decider) wake(at time.Time) {
+	if d.out.Wake.IsZero() || at.Before(d.out.Wake) {
+		d.out.Wake = at
+	}
+}
+
+// ephemeral containers start whatever the others do, and never again.
+func (d *decider) ephemeral() {
+	for _, c := range Containers(d.pod) {
+		if c.Role == RoleEphemeral {
+			d.container(c)
+		}
+	}
+}

@@ -1,0 +1,89 @@
+package podplan
+
+import (
+	"github.com/vk-metal/vk-metal/internal/launchspec"
+	"github.com/vk-metal/vk-metal/internal/paths"
+)
+
+// PodInputs are the resolved parts that a pod's containers share.
+type PodInputs struct {
+	Layout paths.Layout `json:"-"`
+	// NetNS and IPC are namespaces to join, Shm is the directory mounted at /dev/shm; empty
+	// where the pod uses the host's.
+	NetNS string `json:"netNS,omitempty"`
+	IPC   string `json:"ipc,omitempty"`
+	Shm   string `json:"shm,omitempty"`
+	// Hosts, ResolvConf and HostnameFile are the pod's files for /etc.
+	Hosts        string `json:"hosts"`
+	ResolvConf   string `json:"resolvConf"`
+	HostnameFile string `json:"hostnameFile"`
+	Hostname     string `json:"hostname"`
+
+	Volumes map[string]Volume `json:"volumes,omitempty"`
+
+	MemoryCapacity int64  `json:"memoryCapacity"`
+	PodPidsLimit   uint64 `json:"podPidsLimit,omitempty"`
+}
+
+// Volume is a volume ready on the host.
+type Volume struct {
+	Path     string `json:"path"`
+	Readonly bool   `json:"readonly,omitempty"`
+	File     bool   `json:"file,omitempty"`
+	Device   bool   `json:"device,omitempty"`
+}
+
+// Image is what a container takes from its image.
+type Image struct {
+	Ref    string   `json:"ref"`
+	Digest string   `json:"digest"`
+	Layers []string `json:"layers,omitempty"`
+	// HostPath is the root of a host image, which has no layers.
+	Host     bool   `json:"host,omitempty"`
+	HostPath string `json:"hostPath,omitempty"`
+
+	Entrypoint []string `json:"entrypoint,omitempty"`
+	Cmd        []string `json:"cmd,omitempty"`
+	Env        []string `json:"env,omitempty"`
+	User       string   `json:"user,omitempty"`
+	WorkingDir string   `json:"workingDir,omitempty"`
+	StopSignal string   `json:"stopSignal,omitempty"`
+}
+
+// EnvVar is a resolved environment variable; Value may hold any bytes.
+type EnvVar struct{ Name, Value string }
+
+// ContainerInputs are the resolved parts of one attempt.
+type ContainerInputs struct {
+	Image Image
+	// Env is the container's environment without the image's, in order, names once.
+	Env []EnvVar
+	// Stdin, Stdout and Stderr are FIFOs, "" for none. A container with a terminal has none
+	// of them: Terminal says who takes its master.
+	Stdin, Stdout, Stderr string
+	Terminal              *launchspec.Terminal
+	// TerminationLog is the host's file for terminationMessagePath.
+	TerminationLog string
+	// PIDNamespace of an ephemeral container's target, or of the pod; empty for a new one.
+	PIDNamespace string
+}
+
+// ConfigError says that a container cannot be started as it is configured. Reason goes
+// into its waiting state; nothing has been started.
+type ConfigError struct{ Reason, Message string }
+
+// Error is the message.
+func (e *ConfigError) Error() string { return e.Message }
+
+// Reasons of a ConfigError.
+const (
+	CreateContainerConfigError = "CreateContainerConfigError"
+	CreateContainerError       = "CreateContainerError"
+)
+
+// StartRefusal says that execve could never take what the container asks for. It counts
+// as a failed attempt (StartError), as with a container runtime.
+type StartRefusal struct{ Message string }
+
+// Error is the message.
+func (e *StartRefusal) Error() string { return e.Message }

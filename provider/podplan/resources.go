@@ -1,0 +1,149 @@
+package podplan
+
+import (
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	resourcehelper "k8s.io/component-helpers/resource"
+
+	"github.com/vk-metal/vk-metal/systemd"
+)
+
+// The kubelet's bounds (pkg/kubelet/cm/helpers_linux.go).
+const (
+	minShares = 2
+	maxShares = 262144
+	// minQuota is 1 ms in a period of 100 ms.
+	minQuota = 10 * time.Millisecond
+)
+
+// Shares converts thousandths of a CPU into a cgroup v1 weight.
+func Shares(milliCPU int64) uint64 {
+	return uint64(min(max(milliCPU*1024/1000, minShares), maxShares))
+}
+
+// quota converts a CPU limit into CPU time per second; nil for no limit.
+func quota(milliCPU int64) *time.Duration {
+	if milliCPU == 0 {
+		return nil
+	}
+	q := max(time.Duration(milliCPU)*time.Millisecond, minQuota)
+	return &q
+}
+
+func memoryMax(bytes int64) *uint64 {
+	if bytes <= 0 {
+		return nil
+	}
+	m := uint64(bytes)
+	return &m
+}
+
+// PodSlice is the pod's slice with its limits, by the kubelet's ResourceConfigForPod.
+func PodSlice(pod *corev1.Pod, pidsLimit uint64) systemd.Slice {
+	qos := QOS(pod)
+	slice := systemd.Slice{
+		Name:        SliceName(string(pod.UID), qos),
+		Description: "Pod " + pod.Namespace + "/" + pod.Name,
+	}
+	if pidsLimit > 0 {
+		slice.Resources.TasksMax = &pidsLimit
+	}
+	requests := resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{})
+	shares := Shares(requests.Cpu().MilliValue())
+	slice.Resources.CPUShares = &shares
+	cpuLimited, memoryLimited := allLimited(pod)
+	limits := resourcehelper.PodLimits(pod, resourcehelper.PodResourcesOptions{})
+	if cpuLimited {
+		slice.Resources.CPUQuota = quota(limits.Cpu().MilliValue())
+	}
+	if memoryLimited {
+		slice.Resources.MemoryMax = memoryMax(limits.Memory().Value())
+	}
+	return slice
+}
+
+// allLimited says whether every container (or the pod itself) has a limit for CPU and memory.
+func allLimited(pod *corev1.Pod) (cpu, memory bool) {
+	cpu, memory = true, true
+	for _, c := range Containers(pod) {
+		if c.Role == RoleEphemeral {
+			continue
+		}
+		cpu = cpu && !c.Resources.Limits.Cpu().IsZero()
+		memory = memory && !c.Resources.Limits.Memory().IsZero()
+	}
+	if r := pod.Spec.Resources; r != nil {
+		cpu = cpu || !r.Limits.Cpu().IsZero()
+		memory = memory || !r.Limits.Memory().IsZero()
+	}
+	return cpu, memory
+}
+
+// ContainerResources are the unit's limits.
+func ContainerResources(c Container) systemd.Resources {
+	request := c.Resources.Requests.Cpu().MilliValue()
+	limit := c.Resources.Limits.Cpu().MilliValue()
+	if request == 0 {
+		request = limit
+	}
+	shares := Shares(request)
+	return systemd.Resources{
+		CPUShares: &shares, CPUQuota: quota(limit),
+		MemoryMax: memoryMax(c.Resources.Limits.Memory().Value()),
+	}
+}
+
+// QOS is the pod's class: what the API server computed, else the same rule.
+func QOS(pod *corev1.Pod) corev1.PodQOSClass {
+	if pod.Status.QOSClass != "" {
+		return pod.Status.QOSClass
+	}
+	var sets []corev1.ResourceRequirements
+	if r := pod.Spec.Resources; r != nil && len(r.Requests)+len(r.Limits) > 0 {
+		sets = append(sets, *r)
+	} else {
+		for _, c := range Containers(pod) {
+			if c.Role != RoleEphemeral {
+				sets = append(sets, c.Resources)
+			}
+		}
+	}
+	return qosOf(sets)
+}
+
+func qosOf(sets []corev1.ResourceRequirements) corev1.PodQOSClass {
+	guaranteed, any := true, false
+	for _, r := range sets {
+		for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
+			limit, hasLimit := r.Limits[name]
+			request, hasRequest := r.Requests[name]
+			any = any || hasLimit && !limit.IsZero() || hasRequest && !request.IsZero()
+			if !hasLimit || limit.IsZero() || hasRequest && request.Cmp(limit) != 0 {
+				guaranteed = false
+			}
+		}
+	}
+	switch {
+	case !any:
+		return corev1.PodQOSBestEffort
+	case guaranteed:
+		return corev1.PodQOSGuaranteed
+	}
+	return corev1.PodQOSBurstable
+}
+
+// oomScoreAdjust is the kubelet's (pkg/kubelet/qos/policy.go).
+func oomScoreAdjust(pod *corev1.Pod, c Container, memoryCapacity int64) int {
+	switch QOS(pod) {
+	case corev1.PodQOSGuaranteed:
+		return -997
+	case corev1.PodQOSBestEffort:
+		return 1000
+	}
+	if memoryCapacity <= 0 {
+		return 999
+	}
+	request := c.Resources.Requests.Memory().Value()
+	return int(min(max(1000-1000*request/memoryCapacity, 3), 999))
+}

@@ -1,0 +1,166 @@
+package podplan
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Refusal names a field of the pod that cannot be honoured. A pod with refusals is not
+// started: nothing of a spec is ever left out in silence.
+type Refusal struct {
+	Field  string `json:"field"`
+	Reason string `json:"reason"`
+	// Admission, when set, fails the pod for good with this status.reason, as a kubelet's
+	// admission does; else the pod waits.
+	Admission string `json:"admission,omitempty"`
+}
+
+func (r Refusal) String() string { return r.Field + ": " + r.Reason }
+
+// Policy is what the node's configuration allows.
+type Policy struct {
+	DenyPrivileged bool
+	UnsafeSysctls  []string
+	// AppArmor and SELinux say that the host's kernel enforces them.
+	AppArmor, SELinux bool
+}
+
+const notYet = "not supported by this version of vk-metal"
+
+// podRules and containerRules are the table of what is refused.
+var podRules = []struct {
+	field   string
+	reason  string
+	refused func(*corev1.PodSpec) bool
+}{
+	{"spec.hostUsers", notYet, func(s *corev1.PodSpec) bool { return s.HostUsers != nil && !*s.HostUsers }},
+	{"spec.shareProcessNamespace", notYet, func(s *corev1.PodSpec) bool { return s.ShareProcessNamespace != nil && *s.ShareProcessNamespace }},
+	{"spec.runtimeClassName", notYet, func(s *corev1.PodSpec) bool { return s.RuntimeClassName != nil && *s.RuntimeClassName != "" }},
+	{"spec.resourceClaims", notYet, func(s *corev1.PodSpec) bool { return len(s.ResourceClaims) > 0 }},
+	{"spec.securityContext.seccompProfile", "only RuntimeDefault and Unconfined are supported", func(s *corev1.PodSpec) bool {
+		return s.SecurityContext != nil && localSeccomp(s.SecurityContext.SeccompProfile)
+	}},
+}
+
+var containerRules = []struct {
+	field   string
+	reason  string
+	refused func(*corev1.PodSpec, Container) bool
+}{
+	{"volumeDevices", notYet, func(_ *corev1.PodSpec, c Container) bool { return len(c.VolumeDevices) > 0 }},
+	{"targetContainerName", notYet, func(_ *corev1.PodSpec, c Container) bool { return c.Target != "" }},
+	{"securityContext.procMount", "Unmasked needs hostUsers: false, which is " + notYet, func(_ *corev1.PodSpec, c Container) bool {
+		pm := containerContext(c).ProcMount
+		return pm != nil && *pm == corev1.UnmaskedProcMount
+	}},
+	{"securityContext.seccompProfile", "only RuntimeDefault and Unconfined are supported", func(_ *corev1.PodSpec, c Container) bool {
+		return localSeccomp(containerContext(c).SeccompProfile)
+	}},
+	{"restartPolicyRules", "action RestartAllContainers is " + notYet, func(_ *corev1.PodSpec, c Container) bool {
+		return slices.ContainsFunc(c.RestartPolicyRules, func(r corev1.ContainerRestartRule) bool {
+			return r.Action != corev1.ContainerRestartRuleActionRestart
+		})
+	}},
+	{"resources.limits", "hugepages are " + notYet, func(_ *corev1.PodSpec, c Container) bool {
+		for name := range c.Resources.Limits {
+			if strings.HasPrefix(string(name), corev1.ResourceHugePagesPrefix) {
+				return true
+			}
+		}
+		return false
+	}},
+	{"env", "valueFrom.fileKeyRef is " + notYet, func(_ *corev1.PodSpec, c Container) bool {
+		return slices.ContainsFunc(c.Env, func(e corev1.EnvVar) bool { return e.ValueFrom != nil && e.ValueFrom.FileKeyRef != nil })
+	}},
+}
+
+func localSeccomp(p *corev1.SeccompProfile) bool {
+	return p != nil && p.Type == corev1.SeccompProfileTypeLocalhost
+}
+
+// Refusals lists what of the pod cannot be honoured on this node.
+func Refusals(pod *corev1.Pod, policy Policy) []Refusal {
+	refusals := append(admission(pod, policy), hostSecurity(pod, policy)...)
+	for _, rule := range podRules {
+		if rule.refused(&pod.Spec) {
+			refusals = append(refusals, Refusal{Field: rule.field, Reason: rule.reason})
+		}
+	}
+	for _, c := range Containers(pod) {
+		for _, rule := range containerRules {
+			if rule.refused(&pod.Spec, c) {
+				refusals = append(refusals, Refusal{Field: c.Field + "." + rule.field, Reason: rule.reason})
+			}
+		}
+	}
+	return refusals
+}
+
+// admission lists what makes a kubelet fail a pod for good.
+func admission(pod *corev1.Pod, policy Policy) []Refusal {
+	var refusals []Refusal
+	if os := pod.Spec.OS; os != nil && os.Name != corev1.Linux {
+		refusals = append(refusals, Refusal{
+			Field: "spec.os.name", Admission: "PodOSNotSupported",
+			Reason: fmt.Sprintf("Failed to admit pod as the OS field doesn't match node OS: %q", os.Name),
+		})
+	}
+	if arch, ok := pod.Spec.NodeSelector[corev1.LabelOSStable]; ok && arch != "linux" {
+		refusals = append(refusals, Refusal{
+			Field: "spec.nodeSelector", Admission: "PodOSSelectorNodeLabelDoesNotMatch",
+			Reason: "Failed to admit pod as the `kubernetes.io/os` label doesn't match node label",
+		})
+	}
+	for i, s := range podContext(pod).Sysctls {
+		if problem := badSysctl(pod, strings.ReplaceAll(s.Name, "/", "."), policy.UnsafeSysctls); problem != "" {
+			refusals = append(refusals, Refusal{
+				Field:     fmt.Sprintf("spec.securityContext.sysctls[%d]", i),
+				Admission: "SysctlForbidden", Reason: problem,
+			})
+		}
+	}
+	if policy.DenyPrivileged {
+		for _, c := range Containers(pod) {
+			if privileged(c) {
+				refusals = append(refusals, Refusal{Field: c.Field + ".securityContext.privileged", Reason: "this node allows no privileged containers"})
+			}
+		}
+	}
+	return refusals
+}
+
+// safeSysctls are Kubernetes 1.35's (pkg/kubelet/sysctl/safe_sysctls.go).
+var safeSysctls = []string{
+	"kernel.shm_rmid_forced", "net.ipv4.ip_local_port_range", "net.ipv4.tcp_syncookies", "net.ipv4.ping_group_range",
+	"net.ipv4.ip_unprivileged_port_start", "net.ipv4.ip_local_reserved_ports", "net.ipv4.tcp_keepalive_time",
+	"net.ipv4.tcp_fin_timeout", "net.ipv4.tcp_keepalive_intvl", "net.ipv4.tcp_keepalive_probes",
+	"net.ipv4.tcp_rmem", "net.ipv4.tcp_wmem",
+}
+
+func badSysctl(pod *corev1.Pod, name string, allowed []string) string {
+	switch {
+	case !slices.Contains(safeSysctls, name) && !slices.ContainsFunc(allowed, func(a string) bool { return sysctlMatches(a, name) }):
+		return fmt.Sprintf("forbidden sysctl: %q not allowlisted", name)
+	case strings.HasPrefix(name, "net."):
+		if pod.Spec.HostNetwork {
+			return fmt.Sprintf("forbidden sysctl: %q not allowed with host net enabled", name)
+		}
+	case strings.HasPrefix(name, "kernel.shm"), strings.HasPrefix(name, "kernel.msg"), name == "kernel.sem", strings.HasPrefix(name, "fs.mqueue."):
+		if pod.Spec.HostIPC {
+			return fmt.Sprintf("forbidden sysctl: %q not allowed with host ipc enabled", name)
+		}
+	default:
+		return fmt.Sprintf("forbidden sysctl: %q is not namespaced", name)
+	}
+	return ""
+}
+
+func sysctlMatches(allowed, name string) bool {
+	if prefix, ok := strings.CutSuffix(allowed, "*"); ok {
+		return strings.HasPrefix(name, prefix)
+	}
+	return allowed == name
+}

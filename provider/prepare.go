@@ -1,0 +1,270 @@
+package provider
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/vk-metal/vk-metal/internal/images"
+	"github.com/vk-metal/vk-metal/internal/sandbox"
+	"github.com/vk-metal/vk-metal/internal/volumes"
+	"github.com/vk-metal/vk-metal/netns"
+	"github.com/vk-metal/vk-metal/provider/podplan"
+)
+
+// Keys of the pod-wide operations.
+const (
+	opNetwork = "network"
+	opSandbox = "sandbox"
+	opVolumes = "volumes"
+	// opVolumesUpdate renders volumes again that are in use.
+	opVolumesUpdate = "volumes-update"
+	opSlice         = "slice"
+)
+
+// shared is what all containers of the pod need; ready is false until all of it is there.
+type shared struct {
+	in    podplan.PodInputs
+	ips   []string
+	ready bool
+}
+
+// prepare starts and collects the pod-wide operations; they run side by side.
+func (w *worker) prepare(pod *corev1.Pod) (shared, error) {
+	p := w.p
+	var s shared
+	slice := w.begin(opSlice, time.Second, func(ctx context.Context) (any, error) {
+		return nil, w.step("slice", func() error {
+			return p.deps.Runtime.EnsureSlice(ctx, podplan.PodSlice(pod, p.deps.Node.PodPidsLimit))
+		})
+	})
+	network := w.network(pod)
+	private := w.begin(opSandbox, time.Second, func(ctx context.Context) (any, error) { return w.ensureSandbox(ctx, pod) })
+	vols := w.begin(opVolumes, 500*time.Millisecond, func(ctx context.Context) (any, error) { return w.prepareVolumes(ctx, pod) })
+	w.sandboxEvents(pod, slice, network, private, vols)
+	if !slice.done || !network.done || !private.done || !vols.done {
+		return s, nil
+	}
+	address := network.value.(netns.PodAddress)
+	paths := private.value.(sandbox.Paths)
+	s.ips = podIPs(pod, address, p.deps.HostIPs())
+	files, err := w.etcFiles(pod, s.ips)
+	if err != nil {
+		return s, err
+	}
+	s.in = podplan.PodInputs{
+		Layout: p.deps.Layout, NetNS: address.Path, IPC: paths.IPC, Shm: paths.Shm,
+		Hosts: files.hosts, ResolvConf: files.resolv, HostnameFile: files.hostname, Hostname: files.name,
+		Volumes:        planVolumes(vols.value.(map[string]volumes.Mounted)),
+		MemoryCapacity: p.deps.Node.MemoryCapacity, PodPidsLimit: p.deps.Node.PodPidsLimit,
+	}
+	s.ready = true
+	return s, nil
+}
+
+func podIPs(pod *corev1.Pod, address netns.PodAddress, hostIPs []string) []string {
+	if pod.Spec.HostNetwork {
+		return hostIPs
+	}
+	var ips []string
+	for _, ip := range address.IPs {
+		ips = append(ips, ip.String())
+	}
+	return ips
+}
+
+func (w *worker) network(pod *corev1.Pod) *op {
+	return w.begin(opNetwork, time.Second, func(ctx context.Context) (any, error) {
+		if pod.Spec.HostNetwork {
+			return netns.PodAddress{}, nil
+		}
+		if err := w.p.deps.Network.Ready(); err != nil {
+			return nil, fmt.Errorf("network is not ready: %w", err)
+		}
+		var address netns.PodAddress
+		err := w.step("network", func() (err error) {
+			address, err = w.p.deps.Network.Setup(ctx, podNetwork(pod))
+			return err
+		})
+		return address, err
+	})
+}
+
+func podNetwork(pod *corev1.Pod) netns.PodNetwork {
+	n := netns.PodNetwork{
+		PodUID: string(pod.UID), Namespace: pod.Namespace, Name: pod.Name, Sysctls: podplan.NetSysctls(pod),
+	}
+	for _, c := range podplan.Containers(pod) {
+		for _, port := range c.Ports {
+			if port.HostPort == 0 {
+				continue
+			}
+			hp := netns.HostPort{Protocol: string(port.Protocol), HostPort: uint16(port.HostPort), ContainerPort: uint16(port.ContainerPort)}
+			if hp.Protocol == "" {
+				hp.Protocol = string(corev1.ProtocolTCP)
+			}
+			if addr, err := netip.ParseAddr(port.HostIP); err == nil && !addr.IsUnspecified() {
+				hp.HostIP = addr
+			}
+			n.HostPorts = append(n.HostPorts, hp)
+		}
+	}
+	return n
+}
+
+// hostShm is what pods in the host's IPC namespace see.
+const hostShm = "/dev/shm"
+
+func (w *worker) ensureSandbox(ctx context.Context, pod *corev1.Pod) (any, error) {
+	if pod.Spec.HostIPC {
+		return sandbox.Paths{Shm: hostShm}, nil
+	}
+	var paths sandbox.Paths
+	err := w.step("sandbox", func() (err error) {
+		paths, err = w.p.deps.Sandbox.Ensure(ctx, string(w.uid), 0)
+		return err
+	})
+	return paths, err
+}
+
+func (w *worker) prepareVolumes(ctx context.Context, pod *corev1.Pod) (any, error) {
+	var mounted map[string]volumes.Mounted
+	err := w.step("volumes", func() (err error) {
+		mounted, err = w.p.deps.Volumes.Prepare(ctx, pod, w.volumeInfo(pod))
+		return err
+	})
+	return mounted, err
+}
+
+func (w *worker) volumeInfo(pod *corev1.Pod) volumes.PodInfo {
+	info := volumes.PodInfo{NodeName: w.p.deps.NodeName, HostIPs: w.p.deps.HostIPs()}
+	if sc := pod.Spec.SecurityContext; sc != nil {
+		info.FSGroup = sc.FSGroup
+	}
+	for _, ip := range pod.Status.PodIPs {
+		info.PodIPs = append(info.PodIPs, ip.IP)
+	}
+	return info
+}
+
+func planVolumes(mounted map[string]volumes.Mounted) map[string]podplan.Volume {
+	out := make(map[string]podplan.Volume, len(mounted))
+	for name, m := range mounted {
+		out[name] = podplan.Volume{Path: m.Path, Readonly: m.Readonly, File: m.File, Device: m.Device}
+	}
+	return out
+}
+
+// sandboxEvents says once per kind and text what holds the pod back.
+func (w *worker) sandboxEvents(pod *corev1.Pod, slice, network, private, vols *op) {
+	for _, o := range []*op{slice, network, private} {
+		if o.err != nil {
+			w.event(pod, nil, corev1.EventTypeWarning, "FailedCreatePodSandBox", "Failed to create pod sandbox: "+o.err.Error())
+		}
+	}
+	if vols.err != nil {
+		w.event(pod, nil, corev1.EventTypeWarning, "FailedMount", vols.err.Error())
+	}
+}
+
+// metadataChanged re-renders volumes, and the environment of what has not been started
+// (a subPath of it may have been refused), after the object or something that it refers to changed.
+func (w *worker) metadataChanged() {
+	w.outdate(envOps, opVolumesUpdate)
+	w.mu.Lock()
+	o := w.ops[opVolumes]
+	prepared := o != nil && o.done
+	if o != nil && o.running {
+		o.outdated = true
+	}
+	w.mu.Unlock()
+	if prepared && !w.released {
+		w.updateVolumes()
+	}
+}
+
+// retryUpdate renders volumes again, after a delay, that could not be.
+func (w *worker) retryUpdate() {
+	w.mu.Lock()
+	o := w.ops[opVolumesUpdate]
+	failed := o != nil && !o.running && o.err != nil
+	w.mu.Unlock()
+	if failed && !w.released {
+		w.updateVolumes()
+	}
+}
+
+func (w *worker) updateVolumes() {
+	w.begin(opVolumesUpdate, time.Second, func(ctx context.Context) (any, error) {
+		pod, _ := w.current()
+		if err := w.p.deps.Volumes.Update(ctx, pod, w.volumeInfo(pod)); err != nil {
+			w.log.Warn("Cannot update volumes", "err", err)
+			return nil, err
+		}
+		return nil, nil
+	})
+}
+
+// image makes the container's image present.
+func (w *worker) image(pod *corev1.Pod, c podplan.Container, attempt int) *op {
+	return w.begin(imageOp(c.Name, attempt), imageRetry, func(ctx context.Context) (any, error) {
+		secrets := w.pullSecrets(ctx, pod)
+		var image images.Image
+		err := w.step("image", func() (err error) {
+			image, err = w.p.deps.Images.Ensure(ctx, images.PullRequest{
+				Ref: c.Image, Policy: pullPolicy(c), Secrets: secrets,
+				Event: func(e images.PullEvent) { w.event(pod, &c, e.Type, e.Reason, e.Message) },
+			})
+			return err
+		})
+		return image, err
+	})
+}
+
+func pullPolicy(c podplan.Container) corev1.PullPolicy {
+	if c.ImagePullPolicy != "" {
+		return c.ImagePullPolicy
+	}
+	return corev1.PullIfNotPresent
+}
+
+func (w *worker) pullSecrets(ctx context.Context, pod *corev1.Pod) []corev1.Secret {
+	var secrets []corev1.Secret
+	var missing []string
+	for _, ref := range pod.Spec.ImagePullSecrets {
+		secret, err := w.p.deps.Objects.Secret(ctx, pod.Namespace, ref.Name)
+		if err != nil {
+			missing = append(missing, ref.Name)
+			continue
+		}
+		secrets = append(secrets, *secret)
+	}
+	if len(missing) > 0 {
+		w.event(pod, nil, corev1.EventTypeWarning, "FailedToRetrieveImagePullSecret",
+			fmt.Sprintf("Unable to retrieve some image pull secrets (%s); attempting to pull the image may not succeed.", strings.Join(missing, ", ")))
+	}
+	return secrets
+}
+
+// imageWaiting is the waiting state for an image that cannot be had.
+func imageWaiting(err error) podplan.Waiting {
+	var e *images.Error
+	if errors.As(err, &e) {
+		message := e.Error()
+		return podplan.Waiting{Reason: e.Reason, Message: message}
+	}
+	return podplan.Waiting{Reason: "ErrImagePull", Message: err.Error()}
+}
+
+func planImage(i images.Image) podplan.Image {
+	return podplan.Image{
+		Ref: i.Ref, Digest: i.Digest, Layers: i.Layers, Host: i.Host, HostPath: i.HostPath,
+		Entrypoint: i.Config.Entrypoint, Cmd: i.Config.Cmd, Env: i.Config.Env, User: i.Config.User,
+		WorkingDir: i.Config.WorkingDir, StopSignal: i.Config.StopSignal,
+	}
+}

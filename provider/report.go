@@ -1,0 +1,191 @@
+package provider
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strconv"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/util/strategicpatch"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/vk-metal/vk-metal/internal/launchspec"
+	"github.com/vk-metal/vk-metal/netns"
+	"github.com/vk-metal/vk-metal/provider/podplan"
+	"github.com/vk-metal/vk-metal/provider/podstatus"
+)
+
+const (
+	opStatus = "status"
+	opDelete = "delete"
+)
+
+// report computes the pod's status and sends what differs from the API's. It says whether
+// the API has the present status.
+func (w *worker) report(pod *corev1.Pod, gone bool, obs podplan.Observed, d podplan.Decision, waiting map[string]podplan.Waiting, refused []podplan.Refusal) bool {
+	in := podstatus.Input{
+		Observed: obs, Decision: d, Waiting: waiting, StartTime: w.started,
+		HostIPs: w.p.deps.HostIPs(),
+	}
+	if len(refused) > 0 && refused[0].Admission != "" {
+		in.Refused = d.Failure
+	}
+	in.ResizePending, in.ResizeError = w.pending, w.resizeError
+	in.SandboxReady, in.PodIPs = w.sandboxState(pod)
+	status := podstatus.Compute(pod, in)
+	w.mu.Lock()
+	w.status, w.hasRun = status, true
+	w.mu.Unlock()
+	if gone || w.deleted() {
+		return true
+	}
+	if equality.Semantic.DeepEqual(pod.Status, normalize(status)) {
+		return true
+	}
+	w.forget(opStatus)
+	w.begin(opStatus, 200*time.Millisecond, func(ctx context.Context) (any, error) { return nil, w.patch(ctx) })
+	return false
+}
+
+// deleted says that the object's deletion has been asked for: there is nothing to report to.
+func (w *worker) deleted() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	o := w.ops[opDelete]
+	return o != nil && (o.running || o.done)
+}
+
+// sandboxState is whether namespaces and network are there now, and the address.
+func (w *worker) sandboxState(pod *corev1.Pod) (ready bool, ips []string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	network, shared := w.ops[opNetwork], w.ops[opSandbox]
+	if w.released || network == nil || !network.done || shared == nil || !shared.done {
+		return false, nil
+	}
+	address, _ := network.value.(netns.PodAddress)
+	return true, podIPs(pod, address, w.p.deps.HostIPs())
+}
+
+// normalize rounds a status to what the API keeps: times to seconds, empty lists to none.
+func normalize(s corev1.PodStatus) corev1.PodStatus {
+	data, err := json.Marshal(s)
+	if err != nil {
+		return s
+	}
+	var out corev1.PodStatus
+	if err := json.Unmarshal(data, &out); err != nil {
+		return s
+	}
+	return out
+}
+
+// patch sends the newest status. The answer becomes the pod that the next difference is
+// taken from, so a slow watch causes no second patch.
+func (w *worker) patch(ctx context.Context) error {
+	w.mu.Lock()
+	pod, status := w.pod, w.status
+	w.mu.Unlock()
+	if isFinal(pod.Status.Phase) && !isFinal(status.Phase) {
+		return nil
+	}
+	w.p.hook("status/before")
+	defer w.p.hook("status/after")
+	answer, err := patchStatus(ctx, w.p.deps.Client, pod, status)
+	switch {
+	case apierrors.IsNotFound(err), apierrors.IsConflict(err):
+		w.p.recheck(pod) // gone, or another pod of this name
+		return nil
+	case err != nil:
+		w.log.Warn("Cannot patch the status of a pod", "err", err)
+		return err
+	}
+	if answer != nil {
+		w.set(answer)
+	}
+	return nil
+}
+
+func isFinal(p corev1.PodPhase) bool { return p == corev1.PodSucceeded || p == corev1.PodFailed }
+
+// patchStatus sends the difference with a UID precondition; conditions of others are not
+// part of it. It returns nil when nothing differs.
+func patchStatus(ctx context.Context, client kubernetes.Interface, pod *corev1.Pod, status corev1.PodStatus) (*corev1.Pod, error) {
+	before, err := json.Marshal(corev1.Pod{Status: pod.Status})
+	if err != nil {
+		return nil, fmt.Errorf("encode status of pod %s/%s: %w", pod.Namespace, pod.Name, err)
+	}
+	after, err := json.Marshal(corev1.Pod{ObjectMeta: metav1.ObjectMeta{UID: pod.UID}, Status: status})
+	if err != nil {
+		return nil, fmt.Errorf("encode status of pod %s/%s: %w", pod.Namespace, pod.Name, err)
+	}
+	patch, err := strategicpatch.CreateTwoWayMergePatch(before, after, corev1.Pod{})
+	if err != nil {
+		return nil, fmt.Errorf("compare status of pod %s/%s: %w", pod.Namespace, pod.Name, err)
+	}
+	if bytes.Equal(patch, fmt.Appendf(nil, `{"metadata":{"uid":%q}}`, pod.UID)) {
+		return nil, nil
+	}
+	answer, err := client.CoreV1().Pods(pod.Namespace).Patch(ctx, pod.Name, types.StrategicMergePatchType, patch, metav1.PatchOptions{}, "status")
+	if err != nil {
+		return nil, fmt.Errorf("patch status of pod %s/%s: %w", pod.Namespace, pod.Name, err)
+	}
+	return answer, nil
+}
+
+// newer says whether a is at least as new as b, by resource version; versions that are no
+// numbers cannot be compared, and then a wins.
+func newer(a, b *corev1.Pod) bool {
+	va, errA := strconv.ParseUint(a.ResourceVersion, 10, 64)
+	vb, errB := strconv.ParseUint(b.ResourceVersion, 10, 64)
+	return errA != nil || errB != nil || va >= vb
+}
+
+// Sizes of termination messages (pkg/kubelet/container/runtime.go).
+const (
+	maxMessage      = 4096
+	maxMessageLog   = 2048
+	maxMessageLines = 80
+)
+
+// terminationMessage reads what the container left, or the end of its log where asked for.
+func (w *worker) terminationMessage(pod *corev1.Pod, c podplan.Container, number int, exit launchspec.Exit) string {
+	if exit.StartError != nil {
+		return exit.StartError.Message
+	}
+	message := readHead(w.terminationLog(c.Name, number), maxMessage)
+	if message != "" || exit.ExitCode == 0 || c.TerminationMessagePolicy != corev1.TerminationMessageFallbackToLogsOnError {
+		return message
+	}
+	path := w.p.deps.Layout.ContainerLog(pod.Namespace, pod.Name, string(w.uid), c.Name, number)
+	tail, err := w.p.deps.Logs.Tail(path, maxMessageLines, maxMessageLog)
+	if err != nil {
+		w.log.Warn("Cannot read the log for a termination message", "container", c.Name, "err", err)
+	}
+	return tail
+}
+
+// readHead reads the beginning of a regular file; the container owns it and may have made
+// anything of it, though not another file: it is bound by its inode.
+func readHead(path string, limit int64) string {
+	file, err := os.Open(path)
+	if err != nil {
+		return ""
+	}
+	defer file.Close()
+	data, err := io.ReadAll(io.LimitReader(file, limit))
+	if err != nil && !errors.Is(err, io.EOF) {
+		return ""
+	}
+	return string(bytes.ToValidUTF8(data, []byte("\uFFFD")))
+}

@@ -1,0 +1,104 @@
+package provider
+
+import (
+	"context"
+	"testing"
+	"testing/synctest"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+func guaranteed(cpu string) corev1.ResourceRequirements {
+	list := corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(cpu), corev1.ResourceMemory: resource.MustParse("64Mi")}
+	return corev1.ResourceRequirements{Requests: list, Limits: list}
+}
+
+// update changes a pod's spec as an API server would.
+func (w *world) update(name string, change func(*corev1.Pod)) {
+	pod, _ := w.get(name)
+	pod = pod.DeepCopy()
+	change(pod)
+	pod.Generation++
+	if _, err := w.client.CoreV1().Pods("ns").Update(context.Background(), pod, metav1.UpdateOptions{}); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+func condition(pod *corev1.Pod, kind corev1.PodConditionType) string {
+	for _, c := range pod.Status.Conditions {
+		if c.Type == kind {
+			return c.Reason
+		}
+	}
+	return "none"
+}
+
+// TestResize: a pod is resized where there is room, at once or once another has gone; its
+// process is the same.
+func TestResize(t *testing.T) {
+	w := newWorld(t)
+	w.allocatable = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("2")}
+	synctest.Test(t, func(t *testing.T) {
+		w.t = t
+		w.boot("")
+		for _, name := range []string{"a", "b"} {
+			w.create(name, func(p *corev1.Pod) { p.Spec.Containers[0].Resources = guaranteed("500m") })
+			w.until("Running", w.podIs(name, corev1.PodRunning))
+		}
+		resize := func(cpu string) {
+			w.update("a", func(p *corev1.Pod) { p.Spec.Containers[0].Resources = guaranteed(cpu) })
+		}
+		has := func(cpu, pending string) func() bool {
+			return func() bool {
+				pod, _ := w.get("a")
+				cs := pod.Status.ContainerStatuses[0]
+				return cs.Resources.Limits.Cpu().Equal(resource.MustParse(cpu)) && cs.AllocatedResources.Cpu().Equal(resource.MustParse(cpu)) &&
+					condition(pod, corev1.PodResizePending) == pending && condition(pod, corev1.PodResizeInProgress) == "none" && cs.RestartCount == 0
+			}
+		}
+		resize("1")
+		w.until("resized", has("1", "none"))
+		resize("1800m")
+		w.until("deferred", has("1", corev1.PodReasonDeferred))
+		resize("3")
+		w.until("infeasible", has("1", corev1.PodReasonInfeasible))
+		resize("1800m")
+		w.until("deferred again", has("1", corev1.PodReasonDeferred))
+		w.delete("b", 1)
+		w.until("resized once there is room", has("1800m", "none"))
+	})
+	if len(w.starts) != 2 {
+		t.Errorf("starts %v", w.starts)
+	}
+}
+
+// TestAdmission: what does not fit fails for good, and what runs is not judged again by
+// the next agent.
+func TestAdmission(t *testing.T) {
+	w := newWorld(t)
+	w.allocatable = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1")}
+	synctest.Test(t, func(t *testing.T) {
+		w.t = t
+		a := w.boot("")
+		w.create("a", func(p *corev1.Pod) { p.Spec.Containers[0].Resources = guaranteed("700m") })
+		w.until("Running", w.podIs("a", corev1.PodRunning))
+		a.stop()
+		w.allocatable = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("600m")}
+		w.create("b", func(p *corev1.Pod) { p.Spec.Containers[0].Resources = guaranteed("500m") })
+		w.boot("")
+		w.until("rejected", w.podIs("b", corev1.PodFailed))
+		if pod, _ := w.get("b"); pod.Status.Reason != "OutOfcpu" {
+			t.Errorf("reason %q, message %q", pod.Status.Reason, pod.Status.Message)
+		}
+		if pod, _ := w.get("a"); pod.Status.Phase != corev1.PodRunning {
+			t.Errorf("the running pod is %s", pod.Status.Phase)
+		}
+		w.delete("a", 1)
+		w.delete("b", 1)
+		w.until("nothing left", func() bool { return len(w.left()) == 0 })
+		w.create("c", func(p *corev1.Pod) { p.Spec.Containers[0].Resources = guaranteed("500m") })
+		w.until("Running", w.podIs("c", corev1.PodRunning))
+	})
+}

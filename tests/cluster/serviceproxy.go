@@ -1,0 +1,145 @@
+package cluster
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+
+	"github.com/vk-metal/vk-metal/tests/cluster/controlplane"
+	"github.com/vk-metal/vk-metal/tests/rig"
+)
+
+// ServiceProxy says who makes Services work on the nodes.
+type ServiceProxy string
+
+// The service proxies.
+const (
+	// ServiceProxyVKMetal leaves Services to vk-metal.
+	ServiceProxyVKMetal ServiceProxy = "vk-metal"
+	// ServiceProxyKube runs upstream's kube-proxy, in nftables mode, beside vk-metal.
+	ServiceProxyKube ServiceProxy = "kube-proxy"
+)
+
+// ParseServiceProxy reads a name; "" is vk-metal.
+func ParseServiceProxy(name string) (ServiceProxy, error) {
+	switch proxy := ServiceProxy(name); proxy {
+	case "":
+		return ServiceProxyVKMetal, nil
+	case ServiceProxyVKMetal, ServiceProxyKube:
+		return proxy, nil
+	default:
+		return "", fmt.Errorf("there is no service proxy %q: %s or %s", name, ServiceProxyVKMetal, ServiceProxyKube)
+	}
+}
+
+const (
+	proxyProgram    = "/usr/local/bin/kube-proxy"
+	proxyKubeconfig = "/etc/kubernetes/kube-proxy.kubeconfig"
+	proxyUnit       = "/etc/systemd/system/kube-proxy.service"
+)
+
+// proxyService leaves the conntrack sysctls alone: the machines share them with the host.
+const proxyService = `[Unit]
+Description=Kubernetes service proxy
+After=network.target
+
+[Service]
+ExecStart=%s --kubeconfig=%s --hostname-override=%s --proxy-mode=nftables --cluster-cidr=%s --conntrack-max-per-core=0 --conntrack-min=0 --conntrack-tcp-timeout-established=0s --conntrack-tcp-timeout-close-wait=0s
+Restart=always
+RestartSec=1
+
+[Install]
+WantedBy=multi-user.target
+`
+
+// The lines of the configuration that depend on what else the cluster has.
+const (
+	externalLine = "serviceProxy: external\n"
+	dnsLine      = "clusterDNS: [" + controlplane.ClusterDNS + "]\n"
+)
+
+// settle lets the machine know who makes Services work and where the cluster's DNS is, also
+// where it was otherwise, and restarts what has to know.
+func (c *Cluster) settle(ctx context.Context, machine *rig.Machine) error {
+	external := c.proxy == ServiceProxyKube
+	config, err := machine.Run(ctx, "cat", configFile)
+	if err != nil {
+		return fmt.Errorf("read the configuration of %s: %w", machine.Name, err)
+	}
+	if !external {
+		if err := stopKubeProxy(ctx, machine); err != nil {
+			return err
+		}
+	}
+	wanted := withLine(withLine(config, externalLine, external), dnsLine, c.dns)
+	if wanted != config {
+		if err := machine.WriteFile(ctx, configFile, []byte(wanted), 0o644); err != nil {
+			return err
+		}
+		if _, err := machine.Run(ctx, "systemctl", "restart", "vk-metal.service"); err != nil {
+			return fmt.Errorf("restart vk-metal: %w", err)
+		}
+	}
+	if external {
+		return c.startKubeProxy(ctx, machine)
+	}
+	return nil
+}
+
+// withLine is the text with the line, or without it.
+func withLine(text, line string, wanted bool) string {
+	if strings.Contains(text, line) == wanted {
+		return text
+	}
+	text = strings.TrimRight(strings.ReplaceAll(text, line, ""), "\n") + "\n"
+	if wanted {
+		text += line
+	}
+	return text
+}
+
+// stopKubeProxy removes kube-proxy and its rules from the machine.
+func stopKubeProxy(ctx context.Context, machine *rig.Machine) error {
+	if !has(ctx, machine, proxyUnit) {
+		return nil
+	}
+	script := fmt.Sprintf("systemctl disable --now kube-proxy.service && %s --cleanup && rm %s", proxyProgram, proxyUnit)
+	if _, err := machine.Run(ctx, "/bin/sh", "-c", script); err != nil {
+		return fmt.Errorf("remove kube-proxy: %w", err)
+	}
+	return nil
+}
+
+// startKubeProxy installs kube-proxy on the machine, unless it is there, as the
+// administrator of a cluster without kubeadm would: program, kubeconfig and unit.
+func (c *Cluster) startKubeProxy(ctx context.Context, machine *rig.Machine) error {
+	if has(ctx, machine, proxyUnit) {
+		return nil
+	}
+	kubeconfig, err := c.ControlPlane.ProxyKubeconfig()
+	if err != nil {
+		return err
+	}
+	program, err := filepath.EvalSymlinks(filepath.Join(c.parts.kubernetes, "kube-proxy"))
+	if err != nil {
+		return fmt.Errorf("install kube-proxy on %s: %w", machine.Name, err)
+	}
+	if _, err := machine.Run(ctx, "apt-get", "install", "-y", "-q=2", "nftables", "conntrack"); err != nil {
+		return fmt.Errorf("install what kube-proxy needs: %w", err)
+	}
+	if err := machine.CopyIn(ctx, program, proxyProgram); err != nil {
+		return err
+	}
+	if err := machine.CopyIn(ctx, kubeconfig, proxyKubeconfig); err != nil {
+		return err
+	}
+	unit := fmt.Sprintf(proxyService, proxyProgram, proxyKubeconfig, machine.Name, controlplane.PodCIDRs)
+	if err := machine.WriteFile(ctx, proxyUnit, []byte(unit), 0o644); err != nil {
+		return err
+	}
+	if _, err := machine.Run(ctx, "systemctl", "enable", "--now", "kube-proxy.service"); err != nil {
+		return fmt.Errorf("start kube-proxy: %w", err)
+	}
+	return nil
+}

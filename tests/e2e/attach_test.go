@@ -1,0 +1,155 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/remotecommand"
+
+	"github.com/vk-metal/vk-metal/tests/workload"
+)
+
+// screen is what a client has seen so far.
+type screen struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+func (s *screen) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.buf.Write(p)
+}
+
+func (s *screen) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.buf.String()
+}
+
+// session is an attached client that types.
+type session struct {
+	*env
+	screen
+	keyboard *io.PipeWriter
+	done     chan error
+}
+
+func (e *env) attach(pod *corev1.Pod, tty bool) *session {
+	reader, writer := io.Pipe()
+	s := &session{env: e, keyboard: writer, done: make(chan error, 1)}
+	ctx, cancel := context.WithCancel(context.Background())
+	e.Cleanup(cancel)
+	go func() {
+		s.done <- workload.Attach(ctx, e.c.Config, pod, remotecommand.StreamOptions{Stdin: reader, Stdout: &s.screen, Tty: tty})
+	}()
+	return s
+}
+
+// says types a line and waits for what it must lead to.
+func (s *session) says(line, want string) {
+	s.Helper()
+	if _, err := fmt.Fprintln(s.keyboard, line); err != nil {
+		s.Fatal(err)
+	}
+	s.eventually(10*time.Second, func() string {
+		if got := s.String(); !strings.Contains(got, want) {
+			return fmt.Sprintf("%q led to %q, want %q", line, got, want)
+		}
+		return ""
+	})
+}
+
+// ends waits for the end of the session.
+func (s *session) ends() {
+	s.Helper()
+	select {
+	case err := <-s.done:
+		if err != nil {
+			s.Errorf("session: %v", err)
+		}
+	case <-time.After(20 * time.Second):
+		s.Error("still attached")
+	}
+}
+
+func TestAttachStdinOnce(t *testing.T) {
+	e := setup(t)
+	pod := e.busybox("once", "cat; echo ended")
+	pod.Spec.RestartPolicy = corev1.RestartPolicyNever
+	pod.Spec.Containers[0].Stdin, pod.Spec.Containers[0].StdinOnce = true, true
+	e.create(pod)
+	s := e.attach(e.waitPod("once", podTimeout, running), false)
+	s.says("hello", "hello\n")
+	_ = s.keyboard.Close()
+	s.ends()
+	if got := s.String(); got != "hello\nended\n" {
+		t.Errorf("the client saw %q", got)
+	}
+	e.waitPod("once", podTimeout, phase(corev1.PodSucceeded))
+	if got := e.logs("once", &corev1.PodLogOptions{}); got != "hello\nended\n" {
+		t.Errorf("log is %q", got)
+	}
+}
+
+// TestAttachTerminal talks to one shell on a terminal, through the death of the agent and
+// of the log writer.
+func TestAttachTerminal(t *testing.T) {
+	e := setup(t)
+	pod := e.busybox("shell", "exec sh")
+	pod.Spec.Containers[0].Stdin, pod.Spec.Containers[0].TTY = true, true
+	e.create(pod)
+	pod = e.waitPod("shell", podTimeout, running)
+	s := e.attach(pod, true)
+	s.says("tty", "tty\r\n/dev/pts/0\r\n")
+	s.says("KEPT=kept$((20+3)); test -c /dev/console && echo console$((1+1)) >/dev/console", "console2\r\n")
+	for _, unit := range []string{"vk-metal.service", "vk-metal-log.service"} {
+		e.on(pod.Spec.NodeName, "systemctl", "kill", "--signal=KILL", unit)
+		e.eventually(30*time.Second, func() string {
+			out, _ := e.machine(pod.Spec.NodeName).Run(t.Context(), "systemctl", "is-active", unit)
+			if strings.TrimSpace(out) != "active" {
+				return unit + " is " + out
+			}
+			return ""
+		})
+	}
+	again := e.reattach(pod)
+	again.says("echo it is $KEPT", "it is kept23\r\n")
+	again.says("exit 3", "exit 3\r\n")
+	again.ends()
+	e.waitPod("shell", podTimeout, restarted(1))
+	if got := e.logs("shell", &corev1.PodLogOptions{Previous: true}); !strings.Contains(got, "console2\r\n") || !strings.Contains(got, "it is kept23\r\n") {
+		t.Errorf("log is %q", got)
+	}
+	if code := e.pod("shell").Status.ContainerStatuses[0].LastTerminationState.Terminated.ExitCode; code != 3 {
+		t.Errorf("exit code %d", code)
+	}
+}
+
+// reattach tries until the new agent serves.
+func (e *env) reattach(pod *corev1.Pod) *session {
+	var s *session
+	e.eventually(60*time.Second, func() string {
+		s = e.attach(pod, true)
+		_, _ = fmt.Fprintln(s.keyboard)
+		for range 20 {
+			if s.String() != "" {
+				return ""
+			}
+			select {
+			case err := <-s.done:
+				return fmt.Sprintf("attach: %v", err)
+			case <-time.After(100 * time.Millisecond):
+			}
+		}
+		return "no prompt"
+	})
+	return s
+}
