@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -38,12 +39,18 @@ func (s *screen) String() string {
 type session struct {
 	*env
 	screen
-	keyboard *io.PipeWriter
+	keyboard io.WriteCloser
 	done     chan error
 }
 
 func (e *env) attach(pod *corev1.Pod, tty bool) *session {
-	reader, writer := io.Pipe()
+	e.Helper()
+	// The kernel's pipe, which takes a line also where the session never comes up to read it.
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		e.Fatal(err)
+	}
+	e.Cleanup(func() { _, _ = reader.Close(), writer.Close() })
 	s := &session{env: e, keyboard: writer, done: make(chan error, 1)}
 	ctx, cancel := context.WithCancel(context.Background())
 	e.Cleanup(cancel)
