@@ -7,6 +7,8 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/vk-metal/vk-metal/internal/endpoints"
 )
 
 // life is a pod's whole story: it runs, crashes, runs again, and is deleted. agent is
@@ -26,6 +28,9 @@ func life(w *world, agent func() *agent) {
 		cs := pod.Status.ContainerStatuses[0]
 		return cs.RestartCount == 1 && cs.State.Running != nil && cs.Ready
 	})
+	w.mu.Lock()
+	w.offers["uid-a"] = []endpoints.Endpoint{{Slice: "s", Terminating: true}}
+	w.mu.Unlock()
 	w.delete("a", 5)
 	w.until("object gone", func() bool { _, ok := w.get("a"); return !ok })
 	w.until("nothing left", func() bool { return len(w.left()) == 0 })

@@ -44,6 +44,9 @@ type Deps struct {
 	// Services feeds the service environment variables; nil leaves them out.
 	Services corelisters.ServiceLister
 
+	// Hold holds the end of deleted pods back for their clients' sake.
+	Hold HoldOptions
+
 	Recorder record.EventRecorder
 	Log      *slog.Logger
 

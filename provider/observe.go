@@ -59,6 +59,7 @@ func (w *worker) observe(ctx context.Context, pod *corev1.Pod, gone bool) (podpl
 		}
 	}
 	w.dirty = false
+	obs.Offer = w.offer(pod, obs.Now)
 	w.show()
 	return obs, nil
 }

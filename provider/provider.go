@@ -85,6 +85,9 @@ func (p *Provider) Run(ctx context.Context) error {
 		}
 	})
 	p.deps.Probes.OnEvent(p.probeEvent)
+	if source := p.deps.Hold.Endpoints; source != nil {
+		source.OnChange(p.endpointsChanged)
+	}
 	err := p.runControllers(ctx)
 	cancel()
 	p.group.Wait()

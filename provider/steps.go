@@ -6,7 +6,7 @@ func Steps() []string {
 	steps := []string{"adopt/after"}
 	for _, effect := range []string{
 		"allocate", "slice", "network", "sandbox", "volumes", "image", "log", "record", "launch-spec", "start", "started", "status", "resize",
-		"completed", "clean", "kill-record", "prestop", "term", "kill", "delete", "release",
+		"completed", "clean", "hold", "kill-record", "prestop", "term", "kill", "delete", "release",
 	} {
 		steps = append(steps, effect+"/before", effect+"/after")
 	}

@@ -59,6 +59,9 @@ type worker struct {
 	slice       systemd.Slice  // as it was last set
 	resizeError string
 
+	hold      *holdRecord // nil before a hold
+	withdrawn time.Time   // since when Services offer the pod to nobody
+
 	unitsDirty chan struct{}
 	looking    pulse
 }
@@ -134,6 +137,7 @@ func (w *worker) run(ctx context.Context) {
 	w.ctx = ctx
 	defer func() {
 		cancel()
+		w.untrack()
 		w.mu.Lock()
 		w.closed = true
 		w.mu.Unlock()
@@ -205,6 +209,11 @@ func (w *worker) sync(ctx context.Context) (finished bool) {
 	if len(refused) > 0 && !decision.Ending {
 		decision = w.refuse(pod, refused, decision, waiting)
 	}
+	if err := w.holdBack(pod, decision, obs.Now); err != nil {
+		w.log.Error("Cannot hold back the end of a pod", "err", err)
+		w.wakeAfter(time.Second)
+		return false
+	}
 	w.kill(pod, decision)
 	w.resize(pod, decision)
 	if !decision.Ending {
@@ -257,6 +266,9 @@ func (w *worker) load(pod *corev1.Pod, gone bool) error {
 		if w.grant, err = loadAllocation(layout, string(w.uid)); err != nil {
 			return err
 		}
+		if err := w.loadHold(); err != nil {
+			return err
+		}
 		w.loaded = true
 	}
 	w.mu.Lock()
@@ -268,6 +280,7 @@ func (w *worker) load(pod *corev1.Pod, gone bool) error {
 			return err
 		}
 		w.saved, changed = pod, true
+		w.track(pod)
 		if !w.released && !gone { // a node may not read what no pod of its own refers to
 			w.p.deps.Objects.Register(pod)
 		}

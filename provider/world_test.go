@@ -26,6 +26,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
+	"github.com/vk-metal/vk-metal/internal/endpoints"
 	"github.com/vk-metal/vk-metal/internal/images"
 	"github.com/vk-metal/vk-metal/internal/launchspec"
 	"github.com/vk-metal/vk-metal/internal/paths"
@@ -64,6 +65,8 @@ type world struct {
 	ips      int
 	// allocatable is the node's; nil counts nothing.
 	allocatable corev1.ResourceList
+	offers      map[types.UID][]endpoints.Endpoint
+	reading     bool // slices are not known yet
 }
 
 type fakeUnit struct {
@@ -78,7 +81,7 @@ func newWorld(t *testing.T) *world {
 		t: t, layout: paths.Layout{Run: dir + "/run", Lib: dir + "/lib", Log: dir + "/log"},
 		units: map[string]*fakeUnit{}, slices: map[string]bool{}, networks: map[string]netns.PodAddress{}, volumes: map[string]bool{},
 		boxes: map[string]bool{}, objects: map[string]kruntime.Object{}, deaf: map[string]bool{}, results: map[string]probes.Results{},
-		images: map[string]error{},
+		images: map[string]error{}, offers: map[types.UID][]endpoints.Endpoint{},
 	}
 	w.client = fake.NewClientset(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "kubernetes", UID: "cluster-1"}})
 	w.gracefulDelete()
@@ -125,6 +128,7 @@ type agent struct {
 	events   chan systemd.Event
 	onProbe  func(string)
 	onObject func(string)
+	onOffer  func(types.UID)
 }
 
 // boot starts an agent.
@@ -137,6 +141,7 @@ func (w *world) boot(dieAt string) *agent {
 		Images: fakeImages{a}, Volumes: fakeVolumes{a}, Objects: fakeObjects{a}, Probes: fakeProbes{a}, Logs: fakeLogs{a}, Sandbox: fakeSandbox{a},
 		Recorder: fakeRecorder{a}, Log: slog.New(slog.DiscardHandler),
 		DNS:     DNSConfig{ClusterDNS: []string{"10.96.0.10"}, ClusterDomain: "cluster.local"},
+		Hold:    HoldOptions{Endpoints: fakeEndpoints{a}, Settle: time.Second, Percent: 50},
 		HostIPs: func() []string { return []string{"192.0.2.1"} }, StepHook: a.step,
 		Node: NodeFacts{Allocatable: func() corev1.ResourceList { return w.allocatable }},
 	})
@@ -242,9 +247,14 @@ func (f fakeRuntime) Start(_ context.Context, unit systemd.Unit) (systemd.Starte
 	return systemd.Started{MainPID: 1, StartedAt: u.started}, nil
 }
 
+// notify tells of a change of a unit; the world's lock is held.
 func (a *agent) notify(unit string) {
+	event := systemd.Event{Unit: unit}
+	if u := a.w.units[unit]; u != nil {
+		event.PodUID = u.Identity.PodUID
+	}
 	select {
-	case a.events <- systemd.Event{Unit: unit}:
+	case a.events <- event:
 	default:
 	}
 }
@@ -499,6 +509,28 @@ func (f fakeProbes) Results(_, container string, attempt int) (probes.Results, b
 }
 func (f fakeProbes) OnChange(fn func(string))                          { f.a.onProbe = fn }
 func (fakeProbes) OnEvent(func(probes.Target, string, string, string)) {}
+
+type fakeEndpoints struct{ a *agent }
+
+func (f fakeEndpoints) Of(uid types.UID) ([]endpoints.Endpoint, endpoints.State) {
+	f.a.w.mu.Lock()
+	defer f.a.w.mu.Unlock()
+	if f.a.w.reading {
+		return nil, endpoints.Unknown
+	}
+	return f.a.w.offers[uid], endpoints.Known
+}
+func (f fakeEndpoints) OnChange(fn func(types.UID)) { f.a.onOffer = fn }
+func (fakeEndpoints) Track(*corev1.Pod)             {}
+func (fakeEndpoints) Forget(types.UID)              {}
+
+// offer sets what Services tell of a pod.
+func (w *world) offer(a *agent, uid types.UID, list ...endpoints.Endpoint) {
+	w.mu.Lock()
+	w.offers[uid] = list
+	w.mu.Unlock()
+	a.onOffer(uid)
+}
 
 type fakeLogs struct{ a *agent }
 

@@ -69,13 +69,17 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 	if err := a.newServiceProxy(factory); err != nil {
 		return nil, err
 	}
+	hold, watchEndpoints, err := a.newStopHold(factory)
+	if err != nil {
+		return nil, err
+	}
 	a.pods.probes = prometheus.NewRegistry()
 	prober := probes.New(execProber{a.pods.systemd, a.g.layout}, probes.WithRegistry(a.pods.probes))
 	a.pods.provider, err = provider.New(mutate(provider.Deps{
 		NodeName: a.name, Client: a.client, Layout: a.g.layout,
 		Runtime: a.pods.systemd, Executor: a.pods.systemd, Usage: a.pods.systemd, Network: a.pods.network, Images: a.pods.images,
 		Volumes: vols, Objects: source, Probes: prober, Logs: logStreams{a.g.layout, a.cfg.Logs}, Sandbox: sandbox.New(a.g.layout),
-		Services: services.Lister(), Recorder: a.recorder, Log: a.log, DNS: a.dns(), HostIPs: a.hostIPs,
+		Services: services.Lister(), Hold: hold, Recorder: a.recorder, Log: a.log, DNS: a.dns(), HostIPs: a.hostIPs,
 		Node: provider.NodeFacts{
 			MemoryCapacity: a.nodeOptions().Host.Meminfo()["MemTotal"], Allocatable: allocatable, Self: a.self,
 			AppArmor: hostHas("/sys/module/apparmor/parameters/enabled", "Y"), SELinux: hostHas("/sys/fs/selinux/enforce", ""),
@@ -94,6 +98,7 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 			return nil
 		}),
 		task.New("service-proxy", a.runServiceProxy),
+		task.New("endpoints", watchEndpoints),
 		task.New("pod-network", func(ctx context.Context, ready func()) error {
 			ready()
 			defer a.pods.network.Close()

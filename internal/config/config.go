@@ -56,6 +56,7 @@ type Config struct {
 	ServiceProxy string
 	Logs         Logs
 	ImageGC      ImageGC
+	StopHold     StopHold
 	Listen       Listen
 	LogLevel     slog.Level
 }
@@ -103,6 +104,15 @@ type ImageGC struct {
 	MinimumAge time.Duration
 }
 
+// StopHold says how long the stop of a deleted pod waits for its clients to be sent elsewhere.
+type StopHold struct {
+	Enabled bool
+	// SettleTime is what other nodes are given after the last EndpointSlice has changed.
+	SettleTime time.Duration
+	// MaxGracePercent of a pod's grace period is what the wait may take.
+	MaxGracePercent int
+}
+
 // Listen is the address of the node's API.
 type Listen struct {
 	// Address is unspecified (::) to listen on all.
@@ -123,6 +133,7 @@ func Default() Config {
 		ServiceProxy:        "vk-metal",
 		Logs:                Logs{MaxSize: 32 << 20, MaxFiles: 5},
 		ImageGC:             ImageGC{HighThresholdPercent: 85, LowThresholdPercent: 80, MinimumAge: 2 * time.Minute},
+		StopHold:            StopHold{Enabled: true, SettleTime: 2 * time.Second, MaxGracePercent: 50},
 		Listen:              Listen{Address: netip.IPv6Unspecified(), Port: 10250},
 		KubeReserved:        corev1.ResourceList{},
 		SystemReserved:      corev1.ResourceList{},

@@ -41,6 +41,7 @@ logs: {maxSize: 50Mi, maxFiles: 3}
 imageGCHighThresholdPercent: 70
 imageGCLowThresholdPercent: 50
 imageMinimumGCAge: 1h
+stopHold: {enabled: true, settleTime: 3s, maxGracePercent: 40}
 listen: {address: 192.0.2.10, port: 10251}
 logLevel: debug
 `
@@ -61,6 +62,9 @@ func TestParseFull(t *testing.T) {
 	}
 	if c.ImageGC != (ImageGC{70, 50, time.Hour}) {
 		t.Errorf("image GC: %+v", c.ImageGC)
+	}
+	if c.StopHold != (StopHold{true, 3 * time.Second, 40}) {
+		t.Errorf("hold: %+v", c.StopHold)
 	}
 	memory := c.Reserved()[corev1.ResourceMemory]
 	if memory.String() != "1280Mi" {

@@ -153,6 +153,13 @@ func (p *Proxy) watchFailed(ctx context.Context, r *cache.Reflector, err error) 
 	}
 }
 
+// Forbidden says whether the cluster does not let this node see Services or slices.
+func (p *Proxy) Forbidden() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.told
+}
+
 // SetNode tells what the node is like now.
 func (p *Proxy) SetNode(node NodeFacts) {
 	p.mu.Lock()

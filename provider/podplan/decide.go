@@ -41,6 +41,8 @@ type Decision struct {
 	Waiting map[string]Waiting `json:"waiting,omitempty"`
 	// Wake is when time alone changes this decision; zero for never.
 	Wake time.Time `json:"wake,omitzero"`
+	// Hold keeps the kills of a deleted pod back; nil for none.
+	Hold *Hold `json:"hold,omitempty"`
 	// Ending says that nothing is started any more: the pod is deleted, has failed or is done.
 	Ending bool `json:"ending,omitempty"`
 	// Done says that, besides, no process is left: the pod's phase is final.
@@ -66,6 +68,9 @@ func Decide(pod *corev1.Pod, obs Observed) Decision {
 	d := &decider{pod: pod, obs: obs, out: Decision{Waiting: map[string]Waiting{}}}
 	if failure, ends := d.ends(); ends {
 		d.out.Failure = failure
+		if failure == nil {
+			d.hold()
+		}
 		d.end()
 		return d.out
 	}
@@ -121,6 +126,9 @@ func terminal(pod *corev1.Pod) bool {
 func (d *decider) end() {
 	d.out.Ending = true
 	d.out.Done = !d.obs.anyRunning()
+	if d.out.Hold != nil {
+		return
+	}
 	var sidecars []Container
 	othersRun := false
 	for _, c := range Containers(d.pod) {
@@ -138,9 +146,10 @@ func (d *decider) end() {
 	}
 }
 
-// grace is how long the pod's containers have from now on.
+// grace is how long the pod's containers have from the beginning of their end; a hold has
+// taken its part before.
 func (d *decider) grace() time.Duration {
-	return PodGrace(d.pod)
+	return max(PodGrace(d.pod)-d.obs.held(), minimalGrace)
 }
 
 // minimalGrace is left to containers even where 0 was asked for, as a kubelet does.

@@ -81,6 +81,8 @@ type Observed struct {
 	Gone bool `json:"gone,omitempty"`
 	// Evict, when set, ends the pod with this reason and message.
 	Evict *Ending `json:"evict,omitempty"`
+	// Offer is how Services offer the pod to clients; nil where that is not asked.
+	Offer *Offer `json:"offer,omitempty"`
 }
 
 // Ending is why a pod fails as a whole.
