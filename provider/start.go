@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -25,16 +27,27 @@ func (w *worker) refuse(pod *corev1.Pod, refused []podplan.Refusal, d podplan.De
 			return d
 		}
 	}
-	message := refused[0].String()
-	for _, r := range refused[1:] {
-		message += "; " + r.String()
-	}
-	w.event(pod, nil, corev1.EventTypeWarning, "UnsupportedPodSpec", message)
-	for _, s := range d.Start {
-		waiting[s.Container] = podplan.Waiting{Reason: "UnsupportedPodSpec", Message: message}
-	}
-	d.Start = nil
+	d.Start = slices.DeleteFunc(d.Start, func(st podplan.Start) bool {
+		message := refusal(refused, st.Container)
+		if message == "" {
+			return false
+		}
+		w.event(pod, nil, corev1.EventTypeWarning, "UnsupportedPodSpec", message)
+		waiting[st.Container] = podplan.Waiting{Reason: "UnsupportedPodSpec", Message: message}
+		return true
+	})
 	return d
+}
+
+// refusal is what holds a container back, "" for nothing.
+func refusal(refused []podplan.Refusal, container string) string {
+	var parts []string
+	for _, r := range refused {
+		if r.Only == "" || r.Only == container {
+			parts = append(parts, r.String())
+		}
+	}
+	return strings.Join(parts, "; ")
 }
 
 // start starts what the decision says, as far as it can be started now. It says whether
@@ -133,6 +146,11 @@ func (w *worker) terminationLog(container string, attempt int) string {
 func (w *worker) startAttempt(ctx context.Context, pod *corev1.Pod, c podplan.Container, st podplan.Start, s shared, cin podplan.ContainerInputs) error {
 	uid := string(w.uid)
 	layout := w.p.deps.Layout
+	of, err := w.pidOf(ctx, pod, c)
+	if err != nil {
+		return err
+	}
+	cin.PIDOf = of
 	pipes, err := w.makeFiles(ctx, pod, c, st)
 	if err != nil {
 		return err

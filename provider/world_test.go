@@ -332,7 +332,7 @@ func (w *world) state(name string) (systemd.UnitState, bool) {
 	}
 	s := systemd.UnitState{Name: name, Identity: u.Identity, Slice: u.Slice, ActiveState: "failed", StartedAt: u.started}
 	if u.running {
-		s.ActiveState = "active"
+		s.ActiveState, s.MainPID = "active", 1
 	}
 	return s, true
 }

@@ -547,7 +547,8 @@ func TestMachineSharedPID(t *testing.T) {
 	one := m.sleeper(nil)
 	state, _, err := m.manager.Get(m.ctx, one.unit.Name)
 	m.must(err)
-	two := m.sleeper(func(a *attempt) { a.spec.Namespaces.PID = "/proc/" + strconv.Itoa(state.MainPID) + "/ns/pid" })
+	of := &launchspec.UnitProcess{Unit: one.unit.Name, PID: state.MainPID}
+	two := m.sleeper(func(a *attempt) { a.spec.Namespaces.PIDOf = of })
 	if a, b := one.mustExec("readlink", "/proc/self/ns/pid"), two.mustExec("readlink", "/proc/self/ns/pid"); a != b {
 		t.Errorf("PID namespaces differ: %s %s", a, b)
 	}
@@ -555,10 +556,21 @@ func TestMachineSharedPID(t *testing.T) {
 		t.Errorf("processes seen: %q", got)
 	}
 	other := m.attempt("sh", "-c", "exit 5")
-	other.spec.Namespaces.PID = two.spec.Namespaces.PID
+	other.spec.Namespaces.PIDOf = of
 	other.mustStart()
 	if exit := other.exit(); exit.ExitCode != 5 {
 		t.Errorf("exit record %+v", exit)
+	}
+	for name, wrong := range map[string]launchspec.UnitProcess{
+		"another unit's process": {Unit: two.unit.Name, PID: state.MainPID},
+		"nobody's":               {Unit: one.unit.Name, PID: 1 << 22},
+		"the host's first":       {Unit: one.unit.Name, PID: 1},
+	} {
+		refused := m.attempt("true")
+		refused.spec.Namespaces.PIDOf = &wrong
+		if _, err := refused.start(); err == nil {
+			t.Errorf("%s was joined", name)
+		}
 	}
 }
 

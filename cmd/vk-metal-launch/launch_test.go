@@ -274,3 +274,26 @@ func TestCheckStrings(t *testing.T) {
 		}
 	}
 }
+
+func TestOnlyTheNamedUnitsProcessIsJoined(t *testing.T) {
+	const own = "9:memory:/x\n1:name=systemd:/k.slice/p.slice/vkm-a.service\n0::/k.slice/p.slice/vkm-a.service\n"
+	for _, test := range []struct {
+		own, theirs, unit string
+		want              bool
+	}{
+		{own, "1:name=systemd:/k.slice/p.slice/vkm-b.service\n0::/\n", "vkm-b.service", true},
+		{own, "1:name=systemd:/k.slice/p.slice/vkm-b.service/init.scope\n", "vkm-b.service", true},
+		{own, "1:name=systemd:/k.slice/p.slice/vkm-b.service2\n", "vkm-b.service", false},
+		{own, "1:name=systemd:/k.slice/q.slice/vkm-b.service\n", "vkm-b.service", false},
+		{own, "1:name=systemd:/init.scope\n0::/k.slice/p.slice/vkm-b.service\n", "vkm-b.service", false},
+		{own, "1:name=systemd:/k.slice/p.slice\n", "", false},
+		{own, "", "vkm-b.service", false},
+		{"", "", "vkm-b.service", false},
+		{"0::/p.slice/vkm-a.service\n", "0::/p.slice/vkm-b.service\n", "vkm-b.service", true},
+		{"0::/p.slice/vkm-a.service\n", "0::/p.slice/vkm-b.service (deleted)\n", "vkm-b.service", false},
+	} {
+		if got := besideUs(test.own, test.theirs, test.unit); got != test.want {
+			t.Errorf("%q beside %q as %s: %v", test.theirs, test.own, test.unit, got)
+		}
+	}
+}

@@ -106,7 +106,7 @@ func attend(spec *launchspec.Spec, specPath string, child channel, notify *notif
 
 func cloneFlags(ns launchspec.Namespaces) uintptr {
 	flags := uintptr(unix.CLONE_PARENT | unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP)
-	if !ns.HostPID && ns.PID == "" {
+	if !ns.HostPID && ns.PIDOf == nil {
 		flags |= unix.CLONE_NEWPID
 	}
 	if !ns.HostUTS {
@@ -129,7 +129,6 @@ func joinNamespaces(ns launchspec.Namespaces) error {
 	}{
 		{ns.IPC, unix.CLONE_NEWIPC, ns.HostIPC},
 		{ns.Net, unix.CLONE_NEWNET, ns.HostNet},
-		{ns.PID, unix.CLONE_NEWPID, ns.HostPID},
 	}
 	for _, join := range joins {
 		if join.path == "" || join.host {
@@ -139,7 +138,10 @@ func joinNamespaces(ns launchspec.Namespaces) error {
 			return err
 		}
 	}
-	return nil
+	if ns.PIDOf == nil || ns.HostPID {
+		return nil
+	}
+	return joinPIDNamespace(*ns.PIDOf)
 }
 
 func joinNamespace(path string, kind int) error {

@@ -154,13 +154,22 @@ type Device struct {
 // Namespaces are joined by path; an empty path makes a new one, the Host flags keep
 // the host's. The cgroup and mount namespaces are always new.
 type Namespaces struct {
-	Net     string `json:"net,omitempty"`
-	IPC     string `json:"ipc,omitempty"`
-	PID     string `json:"pid,omitempty"`
-	HostNet bool   `json:"hostNet,omitempty"`
-	HostIPC bool   `json:"hostIPC,omitempty"`
-	HostPID bool   `json:"hostPID,omitempty"`
-	HostUTS bool   `json:"hostUTS,omitempty"`
+	Net string `json:"net,omitempty"`
+	IPC string `json:"ipc,omitempty"`
+	// PIDOf is the unit whose PID namespace is joined: a pod's pause process, or an
+	// ephemeral container's target. nil makes a new one.
+	PIDOf   *UnitProcess `json:"pidOf,omitempty"`
+	HostNet bool         `json:"hostNet,omitempty"`
+	HostIPC bool         `json:"hostIPC,omitempty"`
+	HostPID bool         `json:"hostPID,omitempty"`
+	HostUTS bool         `json:"hostUTS,omitempty"`
+}
+
+// UnitProcess is the main process of another unit in the same slice. The number alone
+// could be another process's by now: the launcher takes it only if it is in that unit.
+type UnitProcess struct {
+	Unit string `json:"unit"`
+	PID  int    `json:"pid,omitempty"`
 }
 
 // Rlimit is one resource limit; Type is the RLIMIT_ name without its prefix.

@@ -228,7 +228,10 @@ func rootOf(pod *corev1.Pod, c Container, attempt int, in PodInputs, image Image
 func namespaces(pod *corev1.Pod, in PodInputs, cin ContainerInputs) launchspec.Namespaces {
 	ns := launchspec.Namespaces{
 		HostNet: pod.Spec.HostNetwork, HostIPC: pod.Spec.HostIPC, HostPID: pod.Spec.HostPID,
-		HostUTS: pod.Spec.HostNetwork, PID: cin.PIDNamespace,
+		HostUTS: pod.Spec.HostNetwork,
+	}
+	if !ns.HostPID {
+		ns.PIDOf = cin.PIDOf
 	}
 	if !ns.HostNet {
 		ns.Net = in.NetNS

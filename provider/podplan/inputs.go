@@ -64,8 +64,9 @@ type ContainerInputs struct {
 	Terminal              *launchspec.Terminal
 	// TerminationLog is the host's file for terminationMessagePath.
 	TerminationLog string
-	// PIDNamespace of an ephemeral container's target, or of the pod; empty for a new one.
-	PIDNamespace string
+	// PIDOf is whose PID namespace is joined: an ephemeral container's target's, or the
+	// pod's; nil for a new one.
+	PIDOf *launchspec.UnitProcess
 }
 
 // ConfigError says that a container cannot be started as it is configured. Reason goes

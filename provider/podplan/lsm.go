@@ -10,22 +10,25 @@ import (
 // host has them nothing of ours applies them yet, and the pod waits.
 func hostSecurity(pod *corev1.Pod, policy Policy) []Refusal {
 	var refusals []Refusal
-	add := func(field string, profile *corev1.AppArmorProfile, options *corev1.SELinuxOptions) {
+	add := func(field, only string, profile *corev1.AppArmorProfile, options *corev1.SELinuxOptions) {
 		if profile != nil && profile.Type != corev1.AppArmorProfileTypeUnconfined {
-			r := Refusal{Field: field + ".appArmorProfile", Reason: notYet}
-			if !policy.AppArmor {
+			r := Refusal{Field: field + ".appArmorProfile", Reason: notYet, Only: only}
+			switch {
+			case !policy.AppArmor && only != "":
+				r.Reason = "AppArmor is not enabled on the host"
+			case !policy.AppArmor:
 				r.Admission, r.Reason = "AppArmor", "Cannot enforce AppArmor: AppArmor is not enabled on the host"
 			}
 			refusals = append(refusals, r)
 		}
 		if policy.SELinux && options != nil && *options != (corev1.SELinuxOptions{}) {
-			refusals = append(refusals, Refusal{Field: field + ".seLinuxOptions", Reason: notYet})
+			refusals = append(refusals, Refusal{Field: field + ".seLinuxOptions", Reason: notYet, Only: only})
 		}
 	}
-	add("spec.securityContext", podContext(pod).AppArmorProfile, podContext(pod).SELinuxOptions)
+	add("spec.securityContext", "", podContext(pod).AppArmorProfile, podContext(pod).SELinuxOptions)
 	for _, c := range Containers(pod) {
 		sc := containerContext(c)
-		add(c.Field+".securityContext", sc.AppArmorProfile, sc.SELinuxOptions)
+		add(c.Field+".securityContext", only(c), sc.AppArmorProfile, sc.SELinuxOptions)
 	}
 	return refusals
 }

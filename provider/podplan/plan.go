@@ -2,6 +2,7 @@ package podplan
 
 import (
 	"errors"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -34,7 +35,7 @@ func For(pod *corev1.Pod, obs Observed, policy Policy, in PodInputs, resolve fun
 		Refused: Refusals(pod, policy), Slice: PodSlice(pod, in.PodPidsLimit), Decision: Decide(pod, obs),
 		Waiting: map[string]Waiting{},
 	}
-	if len(plan.Refused) > 0 {
+	if slices.ContainsFunc(plan.Refused, func(r Refusal) bool { return r.Only == "" }) {
 		return plan
 	}
 	started := map[string]bool{}

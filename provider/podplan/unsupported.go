@@ -16,6 +16,9 @@ type Refusal struct {
 	// Admission, when set, fails the pod for good with this status.reason, as a kubelet's
 	// admission does; else the pod waits.
 	Admission string `json:"admission,omitempty"`
+	// Only, when set, is the one container that is held back: an ephemeral one cannot be
+	// taken back from a pod, and must not cost the others their restarts.
+	Only string `json:"only,omitempty"`
 }
 
 func (r Refusal) String() string { return r.Field + ": " + r.Reason }
@@ -51,7 +54,6 @@ var containerRules = []struct {
 	refused func(*corev1.PodSpec, Container) bool
 }{
 	{"volumeDevices", notYet, func(_ *corev1.PodSpec, c Container) bool { return len(c.VolumeDevices) > 0 }},
-	{"targetContainerName", notYet, func(_ *corev1.PodSpec, c Container) bool { return c.Target != "" }},
 	{"securityContext.procMount", "Unmasked needs hostUsers: false, which is " + notYet, func(_ *corev1.PodSpec, c Container) bool {
 		pm := containerContext(c).ProcMount
 		return pm != nil && *pm == corev1.UnmaskedProcMount
@@ -92,11 +94,19 @@ func Refusals(pod *corev1.Pod, policy Policy) []Refusal {
 	for _, c := range Containers(pod) {
 		for _, rule := range containerRules {
 			if rule.refused(&pod.Spec, c) {
-				refusals = append(refusals, Refusal{Field: c.Field + "." + rule.field, Reason: rule.reason})
+				refusals = append(refusals, Refusal{Field: c.Field + "." + rule.field, Reason: rule.reason, Only: only(c)})
 			}
 		}
 	}
 	return refusals
+}
+
+// only is an ephemeral container's name.
+func only(c Container) string {
+	if c.Role == RoleEphemeral {
+		return c.Name
+	}
+	return ""
 }
 
 // admission lists what makes a kubelet fail a pod for good.
@@ -125,7 +135,7 @@ func admission(pod *corev1.Pod, policy Policy) []Refusal {
 	if policy.DenyPrivileged {
 		for _, c := range Containers(pod) {
 			if privileged(c) {
-				refusals = append(refusals, Refusal{Field: c.Field + ".securityContext.privileged", Reason: "this node allows no privileged containers"})
+				refusals = append(refusals, Refusal{Field: c.Field + ".securityContext.privileged", Reason: "this node allows no privileged containers", Only: only(c)})
 			}
 		}
 	}

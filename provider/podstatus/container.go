@@ -56,8 +56,9 @@ func container(pod *corev1.Pod, c podplan.Container, in Input) corev1.ContainerS
 	if status.State.Running != nil && last.Resources != nil && status.Resources != nil {
 		status.Resources.Requests, status.Resources.Limits = last.Resources.Requests, last.Resources.Limits
 	}
-	started := status.State.Running != nil && last.Started
-	status.Started = &started
+	if started := status.State.Running != nil && last.Started; c.Role != podplan.RoleEphemeral {
+		status.Started = &started
+	}
 	status.Ready = ready(c, status, last)
 	return status
 }
@@ -108,8 +109,9 @@ func defaultWaiting(pod *corev1.Pod) *corev1.ContainerStateWaiting {
 
 // neverStarted is the state of a container without an attempt on this node.
 func neverStarted(status *corev1.ContainerStatus, pod *corev1.Pod, c podplan.Container, in Input) {
-	no := false
-	status.Started = &no
+	if no := false; c.Role != podplan.RoleEphemeral {
+		status.Started = &no
+	}
 	if old, ok := oldStatus(pod, c.Name); ok && old.State.Terminated != nil {
 		*status = old // it ended before, and nothing is left of it here
 		status.Ready = c.Role == podplan.RoleInit && old.State.Terminated.ExitCode == 0

@@ -43,7 +43,13 @@ type session struct {
 	done     chan error
 }
 
+// attach joins the pod's first container.
 func (e *env) attach(pod *corev1.Pod, tty bool) *session {
+	e.Helper()
+	return e.attachTo(pod, "", tty)
+}
+
+func (e *env) attachTo(pod *corev1.Pod, container string, tty bool) *session {
 	e.Helper()
 	// The kernel's pipe, which takes a line also where the session never comes up to read it.
 	reader, writer, err := os.Pipe()
@@ -55,7 +61,7 @@ func (e *env) attach(pod *corev1.Pod, tty bool) *session {
 	ctx, cancel := context.WithCancel(context.Background())
 	e.Cleanup(cancel)
 	go func() {
-		s.done <- workload.Attach(ctx, e.c.Config, pod, remotecommand.StreamOptions{Stdin: reader, Stdout: &s.screen, Tty: tty})
+		s.done <- workload.Attach(ctx, e.c.Config, pod, container, remotecommand.StreamOptions{Stdin: reader, Stdout: &s.screen, Tty: tty})
 	}()
 	return s
 }
@@ -118,16 +124,9 @@ func TestAttachTerminal(t *testing.T) {
 	s.says("tty", "tty\r\n/dev/pts/0\r\n")
 	s.says("KEPT=kept$((20+3)); test -c /dev/console && echo console$((1+1)) >/dev/console", "console2\r\n")
 	for _, unit := range []string{"vk-metal.service", "vk-metal-log.service"} {
-		e.on(pod.Spec.NodeName, "systemctl", "kill", "--signal=KILL", unit)
-		e.eventually(30*time.Second, func() string {
-			out, _ := e.machine(pod.Spec.NodeName).Run(t.Context(), "systemctl", "is-active", unit)
-			if strings.TrimSpace(out) != "active" {
-				return unit + " is " + out
-			}
-			return ""
-		})
+		e.crash(pod.Spec.NodeName, unit)
 	}
-	again := e.reattach(pod)
+	again := e.reattach(pod, "")
 	again.says("echo it is $KEPT", "it is kept23\r\n")
 	again.says("exit 3", "exit 3\r\n")
 	again.ends()
@@ -140,11 +139,24 @@ func TestAttachTerminal(t *testing.T) {
 	}
 }
 
+// crash kills a unit of a machine and waits until systemd has started it anew.
+func (e *env) crash(node, unit string) {
+	e.Helper()
+	e.on(node, "systemctl", "kill", "--signal=KILL", unit)
+	e.eventually(30*time.Second, func() string {
+		out, _ := e.machine(node).Run(e.Context(), "systemctl", "is-active", unit)
+		if strings.TrimSpace(out) != "active" {
+			return unit + " is " + out
+		}
+		return ""
+	})
+}
+
 // reattach tries until the new agent serves.
-func (e *env) reattach(pod *corev1.Pod) *session {
+func (e *env) reattach(pod *corev1.Pod, container string) *session {
 	var s *session
 	e.eventually(60*time.Second, func() string {
-		s = e.attach(pod, true)
+		s = e.attachTo(pod, container, true)
 		_, _ = fmt.Fprintln(s.keyboard)
 		for range 20 {
 			if s.String() != "" {

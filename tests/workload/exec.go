@@ -66,8 +66,8 @@ func (o *oneSize) Next() *remotecommand.TerminalSize {
 	return size
 }
 
-// Attach joins a client to a pod's first container, with what options has.
-func Attach(ctx context.Context, config *rest.Config, pod *corev1.Pod, options remotecommand.StreamOptions) error {
+// Attach joins a client to a pod's container ("" is the first one), with what options has.
+func Attach(ctx context.Context, config *rest.Config, pod *corev1.Pod, container string, options remotecommand.StreamOptions) error {
 	client, err := kubernetes.NewForConfig(config)
 	if err != nil {
 		return err
@@ -75,7 +75,7 @@ func Attach(ctx context.Context, config *rest.Config, pod *corev1.Pod, options r
 	url := client.CoreV1().RESTClient().Post().
 		Resource("pods").Namespace(pod.Namespace).Name(pod.Name).SubResource("attach").
 		VersionedParams(&corev1.PodAttachOptions{
-			Stdin: options.Stdin != nil, Stdout: options.Stdout != nil, Stderr: options.Stderr != nil, TTY: options.Tty,
+			Container: container, Stdin: options.Stdin != nil, Stdout: options.Stdout != nil, Stderr: options.Stderr != nil, TTY: options.Tty,
 		}, scheme.ParameterCodec).URL()
 	executor, err := remotecommand.NewSPDYExecutor(config, "POST", url)
 	if err != nil {
