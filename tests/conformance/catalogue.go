@@ -83,6 +83,8 @@ func parseList(r io.Reader) ([]string, error) {
 
 // Selection says which tests to run. Expressions match anywhere in the full name.
 type Selection struct {
+	// Short is the list of tests that CI runs; Focus must be empty then.
+	Short bool `json:"short,omitempty"`
 	// Focus chooses among all of upstream's tests; "" is all conformance tests.
 	Focus string `json:"focus,omitempty"`
 	// Skip leaves out of what Focus chose.
@@ -90,7 +92,22 @@ type Selection struct {
 }
 
 // Full says whether the selection is the whole of conformance.
-func (s Selection) Full() bool { return s.Focus == "" && s.Skip == "" }
+func (s Selection) Full() bool { return s == Selection{} }
+
+// String says it in a report.
+func (s Selection) String() string {
+	text := "all of conformance"
+	switch {
+	case s.Short:
+		text = "the short list"
+	case s.Focus != "":
+		text = "`" + strings.ReplaceAll(s.Focus, "|", "\\|") + "`"
+	}
+	if s.Skip != "" {
+		text += " without `" + strings.ReplaceAll(s.Skip, "|", "\\|") + "`"
+	}
+	return text
+}
 
 // Choose returns the chosen tests, sorted. That nothing is chosen, or that the suite
 // lacks a conformance test, is an error.
@@ -101,7 +118,15 @@ func (s Selection) Choose(available, conformance []string) ([]string, error) {
 		}
 	}
 	names := conformance
-	if s.Focus != "" {
+	switch {
+	case s.Short && s.Focus != "":
+		return nil, errors.New("FOCUS and the short list exclude each other")
+	case s.Short:
+		var err error
+		if names, err = short(available); err != nil {
+			return nil, err
+		}
+	case s.Focus != "":
 		focus, err := regexp.Compile(s.Focus)
 		if err != nil {
 			return nil, fmt.Errorf("read FOCUS: %w", err)

@@ -49,6 +49,8 @@ func TestChoose(t *testing.T) {
 		{"focus and skip", Selection{Focus: "sig-node", Skip: "a$"}, []string{"[sig-node] b (x)"}},
 		{"skip alone", Selection{Skip: "apps"}, []string{"[sig-node] a"}},
 		{"nothing", Selection{Focus: "no such"}, nil},
+		{"focus and the short list", Selection{Short: true, Focus: "sig-node"}, nil},
+		{"a suite without the tests of the short list", Selection{Short: true}, nil},
 		{"not an expression", Selection{Focus: "("}, nil},
 	} {
 		got, err := test.selection.Choose(available, conformance)
@@ -70,6 +72,41 @@ func TestParseSkips(t *testing.T) {
 	}
 	for _, text := range []string{"[sig-node] a", "[sig-node] a # ", "[sig-node] c # why", "[sig-node] a # x\n[sig-node] a # y"} {
 		if _, err := parseSkips(text, conformance); err == nil {
+			t.Errorf("%q is no error", text)
+		}
+	}
+}
+
+func TestShortListIsOfConformance(t *testing.T) {
+	t.Parallel()
+	all, err := Conformance()
+	if err != nil {
+		t.Fatal(err)
+	}
+	names, err := short(all)
+	if err != nil || len(names) == 0 {
+		t.Fatalf("%d tests, %v", len(names), err)
+	}
+	chosen, err := Selection{Short: true, Skip: "sig-apps"}.Choose(all, all)
+	if err != nil || len(chosen) == 0 || len(chosen) >= len(names) {
+		t.Errorf("%d of %d tests, %v", len(chosen), len(names), err)
+	}
+	for _, sig := range []string{"apps", "api-machinery", "auth", "cli", "network", "node", "scheduling", "storage"} {
+		if !slices.ContainsFunc(names, func(name string) bool { return SIG(name) == sig }) {
+			t.Errorf("no test of sig-%s", sig)
+		}
+	}
+}
+
+func TestParseShort(t *testing.T) {
+	t.Parallel()
+	available := []string{"[sig-node] a", "[sig-node] b"}
+	names, err := parseShort("# comment\n\n [sig-node] b\n[sig-node] a\n", available)
+	if err != nil || !slices.Equal(names, available) {
+		t.Errorf("got %q, %v", names, err)
+	}
+	for _, text := range []string{"[sig-node] c", "[sig-node] a\n[sig-node] a"} {
+		if _, err := parseShort(text, available); err == nil {
 			t.Errorf("%q is no error", text)
 		}
 	}

@@ -32,6 +32,9 @@ type (
 	}
 )
 
+// JUnit is the file with the JUnit report of a finished run.
+func (r *Run) JUnit() string { return filepath.Join(r.Dir, "junit.xml") }
+
 // writeJUnit writes all results of the run, also those of its earlier parts.
 func (r *Run) writeJUnit() error {
 	summary := r.Summarize()
@@ -52,7 +55,7 @@ func (r *Run) writeJUnit() error {
 	if err != nil {
 		return fmt.Errorf("write the JUnit report: %w", err)
 	}
-	if err := os.WriteFile(filepath.Join(r.Dir, "junit.xml"), append([]byte(xml.Header), data...), 0o644); err != nil {
+	if err := os.WriteFile(r.JUnit(), append([]byte(xml.Header), data...), 0o644); err != nil {
 		return fmt.Errorf("write the JUnit report: %w", err)
 	}
 	return nil

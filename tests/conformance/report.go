@@ -10,8 +10,9 @@ import (
 
 // WriteReport writes the document that says what runs showed. Of a test that several
 // runs have a result of, the youngest counts. Tests of conformance that no run
-// had in its plan are counted as not run.
-func WriteReport(file string, runs []*Run) error {
+// had in its plan are counted as not run. Mutations are the last runs of faulty agents, by
+// the fault's name.
+func WriteReport(file string, runs []*Run, mutations map[string]*Run) error {
 	if len(runs) == 0 {
 		return errors.New("write the report: no run is given")
 	}
@@ -36,18 +37,23 @@ func WriteReport(file string, runs []*Run) error {
 		}
 	}
 	writeOthers(&text, all, merged)
+	writeMutations(&text, mutations)
 	if err := os.WriteFile(file, []byte(text.String()), 0o644); err != nil {
 		return fmt.Errorf("write the report: %w", err)
 	}
 	return nil
 }
 
-// merge takes the youngest result of each test.
+// merge takes the youngest result of each test: a run that was interrupted before a test
+// takes nothing back.
 func merge(runs []*Run) map[string]Result {
 	merged := map[string]Result{}
 	for _, run := range runs {
 		for _, name := range run.Plan.Tests {
-			merged[name] = run.outcome(name)
+			result := run.outcome(name)
+			if _, known := merged[name]; !known || result.State != Missing {
+				merged[name] = result
+			}
 		}
 		for name, reason := range run.Plan.Skips {
 			merged[name] = Result{Name: name, State: Skipped, Message: "skip file: " + reason}
@@ -72,14 +78,7 @@ func tally(names []string, results map[string]Result) (summary Summary, notRun [
 func writeRuns(text *strings.Builder, runs []*Run) {
 	text.WriteString("| run (UTC) | node version | chosen | tests | result | nodes | services by |\n|---|---|---|---|---|---|---|\n")
 	for _, run := range runs {
-		chosen := "all of conformance"
-		if !run.Plan.Selection.Full() {
-			chosen = "`" + strings.ReplaceAll(run.Plan.Selection.Focus, "|", "\\|") + "`"
-			if run.Plan.Selection.Skip != "" {
-				chosen += " without `" + strings.ReplaceAll(run.Plan.Selection.Skip, "|", "\\|") + "`"
-			}
-		}
-		fmt.Fprintf(text, "| %s | %s | %s | %d | %s | %d | %s |\n", run.Plan.Begun.Format("2006-01-02 15:04"), run.Plan.Version, chosen,
+		fmt.Fprintf(text, "| %s | %s | %s | %d | %s | %d | %s |\n", run.Plan.Begun.Format("2006-01-02 15:04"), run.Plan.Version, run.Plan.Selection,
 			len(run.Plan.Tests)+len(run.Plan.Skips), run.Summarize().Tally, run.Plan.Nodes, run.Plan.ServiceProxy)
 	}
 }
@@ -131,3 +130,28 @@ func writeOthers(text *strings.Builder, conformance []string, results map[string
 }
 
 func byName(a, b Result) int { return strings.Compare(a.Name, b.Name) }
+
+// writeMutations says which tests find which fault.
+func writeMutations(text *strings.Builder, runs map[string]*Run) {
+	text.WriteString("\n## Faults that the suite finds\n\n`make conformance-mutations` runs these tests against agents that err on purpose. Each must " +
+		"fail; without a fault\neach must pass. No conformance test minds a missing TERM: an upstream test outside of conformance does.\n")
+	fmt.Fprintf(text, "\n- no fault: %s\n", endOf(runs[NoMutation]))
+	for _, mutation := range Mutations {
+		run := runs[mutation.Name]
+		fmt.Fprintf(text, "- %s, `%s`: %s\n", mutation.Fault, mutation.Name, endOf(run))
+		for _, name := range mutation.Tests {
+			result := Result{State: Missing}
+			if run != nil {
+				result = run.outcome(name)
+			}
+			fmt.Fprintf(text, "  - %s: **%s** %s\n", name, result.State, firstLine(result.Message))
+		}
+	}
+}
+
+func endOf(run *Run) string {
+	if run == nil {
+		return "not run"
+	}
+	return fmt.Sprintf("%s (%s, %s)", run.Summarize().Tally, run.Plan.Begun.Format("2006-01-02 15:04"), run.Plan.Version)
+}

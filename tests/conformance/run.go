@@ -23,8 +23,10 @@ type Plan struct {
 	Nodes        int    `json:"nodes"`
 	ServiceProxy string `json:"serviceProxy"`
 	// Version is the version of vk-metal, for the reader of a report.
-	Version string    `json:"version,omitempty"`
-	Begun   time.Time `json:"begun"`
+	Version string `json:"version,omitempty"`
+	// Mutation is the name of the fault that this vk-metal has on purpose.
+	Mutation string    `json:"mutation,omitempty"`
+	Begun    time.Time `json:"begun"`
 	// Tests are to be run; Skips are chosen and not run, with reasons.
 	Tests []string `json:"tests"`
 	Skips Skips    `json:"skips,omitempty"`
@@ -52,7 +54,7 @@ func NewPlan(selection Selection, available, conformance []string, skips Skips) 
 
 // same says whether results of the one are results of the other.
 func (p Plan) same(other Plan) bool {
-	return p.Selection == other.Selection && p.Package == other.Package && p.Suite == other.Suite &&
+	return p.Selection == other.Selection && p.Package == other.Package && p.Mutation == other.Mutation && p.Suite == other.Suite &&
 		p.Nodes == other.Nodes && p.ServiceProxy == other.ServiceProxy && slices.Equal(p.Tests, other.Tests)
 }
 
@@ -91,6 +93,36 @@ func Begin(dir string, plan Plan) (*Run, error) {
 
 // Last opens the youngest run below dir; fs.ErrNotExist when there is none.
 func Last(dir string) (*Run, error) {
+	plans, err := plansBelow(dir)
+	if err != nil {
+		return nil, err
+	}
+	return Open(filepath.Dir(slices.Max(plans)))
+}
+
+// SinceFull opens the youngest run of all of conformance below dir and those after it.
+func SinceFull(dir string) ([]*Run, error) {
+	plans, err := plansBelow(dir)
+	if err != nil {
+		return nil, err
+	}
+	slices.Sort(plans)
+	var runs []*Run
+	for _, plan := range slices.Backward(plans) {
+		run, err := Open(filepath.Dir(plan))
+		if err != nil {
+			return nil, err
+		}
+		runs = append(runs, run)
+		if run.Plan.Selection.Full() {
+			return runs, nil
+		}
+	}
+	return nil, fmt.Errorf("find a run of all of conformance in %s: %w", dir, fs.ErrNotExist)
+}
+
+// plansBelow are the plans of all runs below dir; fs.ErrNotExist when there is none.
+func plansBelow(dir string) ([]string, error) {
 	plans, err := filepath.Glob(filepath.Join(dir, "*", planFile))
 	if err != nil {
 		return nil, fmt.Errorf("find runs: %w", err)
@@ -98,7 +130,7 @@ func Last(dir string) (*Run, error) {
 	if len(plans) == 0 {
 		return nil, fmt.Errorf("find a run in %s: %w", dir, fs.ErrNotExist)
 	}
-	return Open(filepath.Dir(slices.Max(plans)))
+	return plans, nil
 }
 
 // Open reads a run's directory.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"sync"
@@ -26,6 +27,7 @@ type conformanceOptions struct {
 	parallel  int
 	proxy     string
 	dir       string // of the runs and of the cluster
+	junit     string // file for one more copy of the report
 	keep      bool
 }
 
@@ -44,6 +46,8 @@ func conformanceCommand() *cobra.Command {
 	flags := cmd.PersistentFlags()
 	flags.StringVar(&opts.selection.Focus, "focus", "", "expression that chooses among all upstream tests (all of conformance)")
 	flags.StringVar(&opts.selection.Skip, "skip", "", "expression that leaves tests out")
+	flags.BoolVar(&opts.selection.Short, "short", false, "run the short list: what CI runs")
+	flags.StringVar(&opts.junit, "junit", "", "also put the JUnit report into this file")
 	flags.IntVar(&opts.nodes, "nodes", 2, "how many machines join")
 	flags.IntVar(&opts.parallel, "parallel", 2, "how many tests run at a time")
 	flags.StringVar(&opts.proxy, "service-proxy", "", "who makes Services work: vk-metal or kube-proxy")
@@ -66,8 +70,9 @@ func (o *conformanceOptions) complete() error {
 	return err
 }
 
-func (o *conformanceOptions) runs() string { return filepath.Join(o.dir, "runs") }
-func (o *conformanceOptions) rig() string  { return filepath.Join(o.dir, "rig") }
+func (o *conformanceOptions) runs() string      { return filepath.Join(o.dir, "runs") }
+func (o *conformanceOptions) mutations() string { return filepath.Join(o.dir, "mutations") }
+func (o *conformanceOptions) rig() string       { return filepath.Join(o.dir, "rig") }
 
 func conformanceDownCommand(opts *conformanceOptions) *cobra.Command {
 	return &cobra.Command{
@@ -84,7 +89,7 @@ func conformanceDownCommand(opts *conformanceOptions) *cobra.Command {
 
 func conformanceReportCommand(opts *conformanceOptions) *cobra.Command {
 	return &cobra.Command{
-		Use: "report [RUN]...", Short: "Write docs/conformance.md from runs; without any, from the last one",
+		Use: "report [RUN]...", Short: "Write docs/conformance.md from runs; without any, from the last one of all tests and those after it",
 		RunE: func(_ *cobra.Command, args []string) error {
 			if err := opts.complete(); err != nil {
 				return err
@@ -97,15 +102,18 @@ func conformanceReportCommand(opts *conformanceOptions) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return conformance.WriteReport(filepath.Join(root, "docs", "conformance.md"), runs)
+			mutations, err := openMutations(opts.mutations())
+			if err != nil {
+				return err
+			}
+			return conformance.WriteReport(filepath.Join(root, "docs", "conformance.md"), runs, mutations)
 		},
 	}
 }
 
 func openRuns(dir string, names []string) ([]*conformance.Run, error) {
 	if len(names) == 0 {
-		last, err := conformance.Last(dir)
-		return []*conformance.Run{last}, err
+		return conformance.SinceFull(dir)
 	}
 	var runs []*conformance.Run
 	for _, name := range names {
@@ -114,6 +122,26 @@ func openRuns(dir string, names []string) ([]*conformance.Run, error) {
 			return nil, err
 		}
 		runs = append(runs, run)
+	}
+	return runs, nil
+}
+
+// openMutations opens the last run of each fault that has one.
+func openMutations(dir string) (map[string]*conformance.Run, error) {
+	runs := map[string]*conformance.Run{}
+	names := []string{conformance.NoMutation}
+	for _, mutation := range conformance.Mutations {
+		names = append(names, mutation.Name)
+	}
+	for _, name := range names {
+		run, err := conformance.Last(filepath.Join(dir, name))
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		runs[name] = run
 	}
 	return runs, nil
 }
@@ -203,7 +231,7 @@ func concludeConformance(ctx context.Context, opts conformanceOptions, c *cluste
 		return errors.Join(append(errs, executed)...)
 	}
 	summary, err := run.Finish()
-	errs = append(errs, executed, err, run.Check())
+	errs = append(errs, executed, err, run.Check(), copyReport(run, opts.junit))
 	fmt.Fprintf(out, "\n%s\n", summary.Table())
 	for _, failure := range summary.Failures {
 		fmt.Fprintf(out, "%s: %s\n", failure.State, failure.Name)
@@ -218,6 +246,21 @@ func concludeConformance(ctx context.Context, opts conformanceOptions, c *cluste
 		return errSaid
 	}
 	fmt.Fprintln(out, summary.Tally)
+	return nil
+}
+
+// copyReport copies the JUnit report of a run for whoever collects reports.
+func copyReport(run *conformance.Run, file string) error {
+	if file == "" {
+		return nil
+	}
+	data, err := os.ReadFile(run.JUnit())
+	if err != nil {
+		return fmt.Errorf("copy the JUnit report: %w", err)
+	}
+	if err := os.WriteFile(file, data, 0o644); err != nil {
+		return fmt.Errorf("copy the JUnit report: %w", err)
+	}
 	return nil
 }
 

@@ -45,7 +45,10 @@ func runMutations(ctx context.Context, opts conformanceOptions, out io.Writer) e
 	}
 	programs.Kubectl, programs.Kubeconfig = c.ControlPlane.Kubectl(), c.ControlPlane.Kubeconfig()
 	j := judge{opts: opts, cluster: c, programs: programs, printer: printer}
-	errs := []error{j.judge(ctx, conformance.Mutation{Tests: conformance.MutationTests()})}
+	if j.version, err = nodeVersion(ctx, c); err != nil {
+		return err
+	}
+	errs := []error{j.judge(ctx, conformance.Mutation{Name: conformance.NoMutation, Tests: conformance.MutationTests()})}
 	for _, mutation := range conformance.Mutations {
 		errs = append(errs, j.judge(ctx, mutation))
 	}
@@ -53,7 +56,7 @@ func runMutations(ctx context.Context, opts conformanceOptions, out io.Writer) e
 	late, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleaning)
 	defer cancel()
 	if opts.keep {
-		errs = append(errs, j.mutate(late, ""))
+		errs = append(errs, j.mutate(late, conformance.NoMutation))
 	} else {
 		errs = append(errs, cluster.Down(late, opts.rig()))
 	}
@@ -66,22 +69,23 @@ type judge struct {
 	cluster  *cluster.Cluster
 	programs conformance.Programs
 	printer  *progress.Printer
+	version  string // of vk-metal
 }
 
-// judge wants all tests of a mutation to fail, and of no mutation (no name) to pass.
+// judge wants all tests of a mutation to fail, and of none to pass.
 func (j judge) judge(ctx context.Context, mutation conformance.Mutation) error {
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
 	name := mutation.Name
-	if name == "" {
-		name = "none"
-	}
-	if err := j.mutate(ctx, mutation.Name); err != nil {
+	if err := j.mutate(ctx, name); err != nil {
 		return err
 	}
-	plan := conformance.Plan{Tests: mutation.Tests, Begun: time.Now().UTC(), Package: j.cluster.Package(), Version: name}
-	run, err := conformance.Begin(filepath.Join(j.opts.dir, "mutations", name), plan)
+	plan := conformance.Plan{
+		Tests: mutation.Tests, Begun: time.Now().UTC(), Package: j.cluster.Package(), Version: j.version, Mutation: name,
+		Nodes: j.opts.nodes, ServiceProxy: j.opts.proxy, Suite: j.programs.E2E,
+	}
+	run, err := conformance.Begin(filepath.Join(j.opts.mutations(), name), plan)
 	if err != nil {
 		return err
 	}
@@ -93,7 +97,7 @@ func (j judge) judge(ctx context.Context, mutation conformance.Mutation) error {
 	if err != nil {
 		return err
 	}
-	if mutation.Name == "" {
+	if name == conformance.NoMutation {
 		if summary.Passed != len(mutation.Tests) {
 			return fmt.Errorf("without a mutation: %s", summary.Tally)
 		}
@@ -106,8 +110,11 @@ func (j judge) judge(ctx context.Context, mutation conformance.Mutation) error {
 	return errors.Join(errs...)
 }
 
-// mutate restarts all agents with a mutation; with none when it has no name.
+// mutate restarts all agents with a mutation.
 func (j judge) mutate(ctx context.Context, name string) error {
+	if name == conformance.NoMutation {
+		name = ""
+	}
 	const dropIn = "/run/systemd/system/vk-metal.service.d/mutation.conf"
 	for _, machine := range j.cluster.Machines() {
 		text := fmt.Sprintf("[Service]\nEnvironment=%s=%s\n", conformance.MutationVariable, name)
