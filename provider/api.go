@@ -102,7 +102,7 @@ func (p *Provider) find(ref ContainerRef) (*worker, error) {
 	var found *worker
 	for _, w := range p.all() {
 		pod, gone := w.current()
-		if pod.Namespace != ref.Namespace || pod.Name != ref.Pod || ref.UID != "" && pod.UID != ref.UID {
+		if pod.Namespace != ref.Namespace || pod.Name != ref.Pod || ref.UID != "" && !w.is(pod, ref.UID) {
 			continue
 		}
 		if found == nil || !gone {
@@ -113,6 +113,12 @@ func (p *Provider) find(ref ContainerRef) (*worker, error) {
 		return nil, ErrPodNotFound
 	}
 	return found, nil
+}
+
+// is says whether the UID is the pod's, or that of the mirror which shows it in the API.
+func (w *worker) is(pod *corev1.Pod, uid types.UID) bool {
+	shown := w.shownAs(pod)
+	return pod.UID == uid || shown != nil && shown.UID == uid
 }
 
 // running finds the running attempt of a container.

@@ -15,6 +15,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	resourcehelper "k8s.io/component-helpers/resource"
 
+	"github.com/vk-metal/vk-metal/internal/staticpods"
 	"github.com/vk-metal/vk-metal/provider/podplan"
 	"github.com/vk-metal/vk-metal/systemd"
 )
@@ -62,6 +63,9 @@ func (p *Provider) collectOnce(ctx context.Context) error {
 		if inAPI[uid] {
 			shared = true
 			continue
+		}
+		if staticpods.IsUID(uid) {
+			continue // the API has only their mirrors
 		}
 		orphans[uid] = pod
 	}

@@ -41,6 +41,7 @@ func (p *Provider) runControllers(ctx context.Context) error {
 	defer factory.Shutdown()
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.unitEvents(ctx) })
+	group.Go(func() error { return p.runStatic(ctx) })
 	group.Go(func() error {
 		if !cache.WaitForCacheSync(ctx.Done(), registration.HasSynced) {
 			return nil
@@ -63,6 +64,7 @@ func (p *Provider) firstLook() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.synced = true
+	p.static.kick()
 	p.lookedAtLocked("")
 }
 
@@ -114,6 +116,10 @@ func (p *Provider) handler() cache.ResourceEventHandler {
 
 // vanished takes up that a pod's object does not exist any more.
 func (p *Provider) vanished(pod *corev1.Pod) {
+	if isMirror(pod) {
+		p.mirrorChanged()
+		return
+	}
 	if w := p.byUID(pod.UID); w != nil {
 		w.setGone(pod)
 	}

@@ -44,6 +44,8 @@ type Deps struct {
 	// Services feeds the service environment variables; nil leaves them out.
 	Services corelisters.ServiceLister
 
+	// Static has the static pods; nil for none.
+	Static StaticSource
 	// Hold holds the end of deleted pods back for their clients' sake.
 	Hold HoldOptions
 

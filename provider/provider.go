@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	corelisters "k8s.io/client-go/listers/core/v1"
 
+	"github.com/vk-metal/vk-metal/internal/staticpods"
 	"github.com/vk-metal/vk-metal/provider/podplan"
 	"github.com/vk-metal/vk-metal/systemd"
 )
@@ -35,6 +36,7 @@ type Provider struct {
 	qosDirty chan struct{}
 	reader   pulse // of unit events
 	granted  allocations
+	static   statics
 }
 
 // New makes a Provider; nothing happens before Run.
@@ -61,6 +63,7 @@ func New(deps Deps) (*Provider, error) {
 	return &Provider{
 		deps: deps, log: deps.Log, workers: map[types.UID]*worker{}, units: map[string]*worker{},
 		pending: map[types.UID]bool{}, ready: make(chan struct{}), qosDirty: make(chan struct{}, 1),
+		static:  statics{dirty: make(chan struct{}, 1)},
 		granted: allocations{pods: map[types.UID]*corev1.Pod{}, deferred: map[types.UID]bool{}},
 	}, nil
 }
@@ -116,6 +119,10 @@ func (w *worker) step(name string, effect func() error) error {
 
 // seen takes up a pod's object as the API has it now.
 func (p *Provider) seen(pod *corev1.Pod) {
+	if isMirror(pod) {
+		p.mirrorChanged()
+		return
+	}
 	if err := podplan.CheckNames(pod); err != nil {
 		p.log.Error("Refused a pod whose names cannot be used", "err", err)
 		return
@@ -162,6 +169,9 @@ func (p *Provider) forget(w *worker) {
 	}
 	p.lookedAtLocked(w.uid)
 	p.markQOS()
+	if staticpods.IsUID(w.uid) {
+		p.static.kick() // another of its name may wait
+	}
 }
 
 func (p *Provider) byUID(uid types.UID) *worker {

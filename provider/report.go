@@ -43,13 +43,15 @@ func (w *worker) report(pod *corev1.Pod, gone bool, obs podplan.Observed, d podp
 	in.ResizePending, in.ResizeError = w.pending, w.resizeError
 	in.SandboxReady, in.PodIPs = w.sandboxState(pod)
 	status := podstatus.Compute(pod, in)
+	w.keepStatus(status)
 	w.mu.Lock()
 	w.status, w.hasRun = status, true
 	w.mu.Unlock()
 	if gone || w.deleted() {
 		return true
 	}
-	if equality.Semantic.DeepEqual(pod.Status, normalize(status)) {
+	shown := w.shownAs(pod)
+	if shown == nil || equality.Semantic.DeepEqual(shown.Status, normalize(status)) {
 		return true
 	}
 	w.forget(opStatus)
@@ -96,6 +98,9 @@ func (w *worker) patch(ctx context.Context) error {
 	w.mu.Lock()
 	pod, status := w.pod, w.status
 	w.mu.Unlock()
+	if pod = w.shownAs(pod); pod == nil {
+		return nil
+	}
 	if isFinal(pod.Status.Phase) && !isFinal(status.Phase) {
 		return nil
 	}
@@ -110,7 +115,11 @@ func (w *worker) patch(ctx context.Context) error {
 		w.log.Warn("Cannot patch the status of a pod", "err", err)
 		return err
 	}
-	if answer != nil {
+	switch {
+	case answer == nil:
+	case isMirror(answer):
+		w.setMirror(answer)
+	default:
 		w.set(answer)
 	}
 	return nil

@@ -41,6 +41,7 @@ type worker struct {
 	// changed says that an object which the pod refers to is not what it was.
 	changed bool
 	visible map[string][]shown
+	mirror  *corev1.Pod // shows a static pod in the API; nil for none
 
 	// Only the loop touches these.
 	attempts map[string][]*attempt

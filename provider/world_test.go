@@ -31,6 +31,7 @@ import (
 	"github.com/vk-metal/vk-metal/internal/launchspec"
 	"github.com/vk-metal/vk-metal/internal/paths"
 	"github.com/vk-metal/vk-metal/internal/sandbox"
+	"github.com/vk-metal/vk-metal/internal/staticpods"
 	"github.com/vk-metal/vk-metal/internal/volumes"
 	"github.com/vk-metal/vk-metal/netns"
 	"github.com/vk-metal/vk-metal/probes"
@@ -67,6 +68,9 @@ type world struct {
 	allocatable corev1.ResourceList
 	offers      map[types.UID][]endpoints.Endpoint
 	reading     bool // slices are not known yet
+	// manifests are those of static pods; changedManifests tells the agent of the moment.
+	manifests        []*corev1.Pod
+	changedManifests func(staticpods.Set)
 }
 
 type fakeUnit struct {
@@ -142,8 +146,12 @@ func (w *world) boot(dieAt string) *agent {
 		Recorder: fakeRecorder{a}, Log: slog.New(slog.DiscardHandler),
 		DNS:     DNSConfig{ClusterDNS: []string{"10.96.0.10"}, ClusterDomain: "cluster.local"},
 		Hold:    HoldOptions{Endpoints: fakeEndpoints{a}, Settle: time.Second, Percent: 50},
+		Static:  w.readManifests,
 		HostIPs: func() []string { return []string{"192.0.2.1"} }, StepHook: a.step,
-		Node: NodeFacts{Allocatable: func() corev1.ResourceList { return w.allocatable }},
+		Node: NodeFacts{
+			Allocatable: func() corev1.ResourceList { return w.allocatable },
+			Self:        func() *corev1.Node { return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "node-1"}} },
+		},
 	})
 	if err != nil {
 		w.t.Fatal(err)

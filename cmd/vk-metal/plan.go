@@ -16,6 +16,7 @@ import (
 	"github.com/vk-metal/vk-metal/internal/images"
 	"github.com/vk-metal/vk-metal/internal/logs"
 	"github.com/vk-metal/vk-metal/internal/paths"
+	"github.com/vk-metal/vk-metal/internal/poddefaults"
 	"github.com/vk-metal/vk-metal/provider/podplan"
 )
 
@@ -66,49 +67,11 @@ func parsePod(name string, data []byte) (*corev1.Pod, error) {
 	if pod.Name == "" || len(pod.Spec.Containers) == 0 {
 		return nil, fmt.Errorf("read pod %s: it has no name or no container", name)
 	}
-	defaultPod(pod)
+	if pod.UID == "" {
+		pod.UID = "00000000-0000-0000-0000-000000000000"
+	}
+	poddefaults.Set(pod)
 	return pod, nil
-}
-
-// defaultPod sets the API server's defaults that a plan depends on.
-func defaultPod(pod *corev1.Pod) {
-	setDefault(&pod.Namespace, "default")
-	setDefault(&pod.UID, "00000000-0000-0000-0000-000000000000")
-	setDefault(&pod.Spec.RestartPolicy, corev1.RestartPolicyAlways)
-	setDefault(&pod.Spec.DNSPolicy, corev1.DNSClusterFirst)
-	if pod.Spec.TerminationGracePeriodSeconds == nil {
-		pod.Spec.TerminationGracePeriodSeconds = ptr(int64(30))
-	}
-	if pod.Spec.SecurityContext == nil {
-		pod.Spec.SecurityContext = &corev1.PodSecurityContext{}
-	}
-	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
-		for i := range list {
-			setDefault(&list[i].TerminationMessagePath, corev1.TerminationMessagePathDefault)
-			setDefault(&list[i].TerminationMessagePolicy, corev1.TerminationMessageReadFile)
-			setDefault(&list[i].ImagePullPolicy, corev1.PullIfNotPresent)
-			defaultRequests(&list[i].Resources)
-		}
-	}
-}
-
-// defaultRequests takes limits for requests that are not set.
-func defaultRequests(r *corev1.ResourceRequirements) {
-	for name, limit := range r.Limits {
-		if _, set := r.Requests[name]; !set {
-			if r.Requests == nil {
-				r.Requests = corev1.ResourceList{}
-			}
-			r.Requests[name] = limit
-		}
-	}
-}
-
-func setDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
 }
 
 func printPlan(ctx context.Context, layout paths.Layout, pod *corev1.Pod, w io.Writer) error {

@@ -79,7 +79,7 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 		NodeName: a.name, Client: a.client, Layout: a.g.layout,
 		Runtime: a.pods.systemd, Executor: a.pods.systemd, Usage: a.pods.systemd, Network: a.pods.network, Images: a.pods.images,
 		Volumes: vols, Objects: source, Probes: prober, Logs: logStreams{a.g.layout, a.cfg.Logs}, Sandbox: sandbox.New(a.g.layout),
-		Services: services.Lister(), Hold: hold, Recorder: a.recorder, Log: a.log, DNS: a.dns(), HostIPs: a.hostIPs,
+		Services: services.Lister(), Hold: hold, Static: a.staticPods, Recorder: a.recorder, Log: a.log, DNS: a.dns(), HostIPs: a.hostIPs,
 		Node: provider.NodeFacts{
 			MemoryCapacity: a.nodeOptions().Host.Meminfo()["MemTotal"], Allocatable: allocatable, Self: a.self,
 			AppArmor: hostHas("/sys/module/apparmor/parameters/enabled", "Y"), SELinux: hostHas("/sys/fs/selinux/enforce", ""),

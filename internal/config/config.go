@@ -47,6 +47,9 @@ type Config struct {
 	KubeReserved       corev1.ResourceList
 	SystemReserved     corev1.ResourceList
 	ResolvConf         string
+	// StaticPodPath is a directory of manifests of pods that this node runs by itself; empty
+	// means none.
+	StaticPodPath string
 
 	Registries Registries
 	HostImages HostImages

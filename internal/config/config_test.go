@@ -29,6 +29,7 @@ registerWithTaints:
 maxPods: 250
 kubeReserved: {cpu: 100m, memory: 256Mi}
 systemReserved: {memory: 1Gi}
+staticPodPath: /etc/kubernetes/manifests/
 registries:
   configPath: /srv/certs.d
 hostImages: {enabled: true}
@@ -65,6 +66,9 @@ func TestParseFull(t *testing.T) {
 	}
 	if c.StopHold != (StopHold{true, 3 * time.Second, 40}) {
 		t.Errorf("hold: %+v", c.StopHold)
+	}
+	if c.StaticPodPath != "/etc/kubernetes/manifests" {
+		t.Errorf("static pods: %q", c.StaticPodPath)
 	}
 	memory := c.Reserved()[corev1.ResourceMemory]
 	if memory.String() != "1280Mi" {

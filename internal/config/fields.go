@@ -38,6 +38,7 @@ func (c *Config) fields(d *decoder) []field {
 		{"kubeReserved", func(key string, node *yaml.Node) { c.KubeReserved = d.resources(key, node) }},
 		{"systemReserved", func(key string, node *yaml.Node) { c.SystemReserved = d.resources(key, node) }},
 		parsed(d, "resolvConf", &c.ResolvConf, parsePath),
+		parsed(d, "staticPodPath", &c.StaticPodPath, parsePath),
 		d.section("registries", parsed(d, "configPath", &c.Registries.ConfigPath, parsePath)),
 		d.section("hostImages", parsed(d, "enabled", &c.HostImages.Enabled, parseBool)),
 		d.section("network",
