@@ -15,7 +15,7 @@ ARCH    ?= $(shell go env GOARCH)
 
 STAMP   := github.com/vk-metal/vk-metal/internal/version
 LDFLAGS := -s -w -X $(STAMP).version=$(VERSION) -X $(STAMP).commit=$(COMMIT) -X $(STAMP).date=$(BUILT)
-GOBUILD := CGO_ENABLED=0 GOARCH=$(ARCH) go build -trimpath -buildvcs=false $(if $(TAGS),-tags $(TAGS)) -ldflags '$(LDFLAGS)'
+GOBUILD := CGO_ENABLED=0 GOARCH=$(ARCH) go build -trimpath -buildvcs=false -tags '$(strip grpcnotrace $(TAGS))' -ldflags '$(LDFLAGS)'
 
 COMMANDS := vk-metal vk-metal-launch vk-metal-log
 

@@ -42,6 +42,7 @@ type agent struct {
 	watcher   *node.Watcher
 	pods      podParts
 	proxy     *services.Proxy // nil if somebody else makes Services work
+	bgp       *bgpPart        // nil without a configuration of BGP
 
 	mu         sync.Mutex
 	peersError error

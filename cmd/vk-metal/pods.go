@@ -73,6 +73,10 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 	if err != nil {
 		return nil, err
 	}
+	bgpTasks, err := a.bgpTasks(factory)
+	if err != nil {
+		return nil, err
+	}
 	a.pods.probes = prometheus.NewRegistry()
 	prober := probes.New(execProber{a.pods.systemd, a.g.layout}, probes.WithRegistry(a.pods.probes))
 	a.pods.provider, err = provider.New(mutate(provider.Deps{
@@ -89,7 +93,7 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 	if err != nil {
 		return nil, err
 	}
-	return []task.Task{
+	return append([]task.Task{
 		task.New("services", func(ctx context.Context, ready func()) error {
 			factory.Start(ctx.Done())
 			ready()
@@ -111,7 +115,7 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 		}),
 		task.New("provider", a.runProvider),
 		task.New("image-gc", a.collectImages),
-	}, nil
+	}, bgpTasks...), nil
 }
 
 // hostHas says whether a file of the kernel is there and begins with prefix.
@@ -188,7 +192,7 @@ func (a *agent) applyNetwork() {
 	}
 	var others []hostgw.Peer
 	for _, peer := range peers {
-		others = append(others, hostgw.Peer(peer))
+		others = append(others, hostgw.Peer{Name: peer.Name, Addrs: peer.Addrs, PodCIDRs: peer.PodCIDRs})
 		for _, addr := range peer.Addrs {
 			prefix, _ := addr.Prefix(addr.BitLen())
 			config.NoMasquerade = append(config.NoMasquerade, prefix)
@@ -205,8 +209,12 @@ func (a *agent) applyNetwork() {
 	}
 	a.pods.routes.SetSelf(self)
 	if told {
+		if a.cfg.Network.Routing == "BGP" {
+			others = nil
+		}
 		a.pods.routes.SetPeers(others)
 	}
+	a.tellBGP()
 	go a.awaitNetwork()
 }
 

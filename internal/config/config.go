@@ -88,7 +88,15 @@ type Network struct {
 	Encapsulation string
 	// VXLANPort is the UDP port that all nodes use for it.
 	VXLANPort int
+	// Routing is who makes the routes to other nodes' pods: HostGW, BGP or Both.
+	Routing string
+	// BGPConfig is a BGP configuration file; BGPConfigMap, namespace/name, holds one for
+	// all nodes. The file goes before it. Both are followed while the agent runs.
+	BGPConfig, BGPConfigMap string
 }
+
+// BGPEnabled says whether the agent speaks BGP.
+func (n *Network) BGPEnabled() bool { return n.BGPConfig != "" || n.BGPConfigMap != "" }
 
 // Logs bounds the container logs kept per container.
 type Logs struct {
@@ -132,7 +140,7 @@ func Default() Config {
 		MaxPods:             110,
 		ResolvConf:          "",
 		Registries:          Registries{ConfigPath: "/etc/vk-metal/certs.d"},
-		Network:             Network{Masquerade: true, Encapsulation: "Never", VXLANPort: 4789},
+		Network:             Network{Masquerade: true, Encapsulation: "Never", VXLANPort: 4789, Routing: "HostGW"},
 		ServiceProxy:        "vk-metal",
 		Logs:                Logs{MaxSize: 32 << 20, MaxFiles: 5},
 		ImageGC:             ImageGC{HighThresholdPercent: 85, LowThresholdPercent: 80, MinimumAge: 2 * time.Minute},

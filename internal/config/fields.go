@@ -47,7 +47,10 @@ func (c *Config) fields(d *decoder) []field {
 			listOf(d, "clusterCIDRs", &c.Network.ClusterCIDRs, parsePrefix),
 			listOf(d, "podCIDRs", &c.Network.PodCIDRs, parsePrefix),
 			parsed(d, "encapsulation", &c.Network.Encapsulation, parseOneOf("Never", "CrossSubnet", "Always")),
-			parsed(d, "vxlanPort", &c.Network.VXLANPort, parseInt(1, 65535))),
+			parsed(d, "vxlanPort", &c.Network.VXLANPort, parseInt(1, 65535)),
+			parsed(d, "routing", &c.Network.Routing, parseOneOf("HostGW", "BGP", "Both")),
+			parsed(d, "bgpConfig", &c.Network.BGPConfig, parsePath),
+			parsed(d, "bgpConfigMap", &c.Network.BGPConfigMap, parseConfigMap)),
 		parsed(d, "serviceProxy", &c.ServiceProxy, parseOneOf("vk-metal", "external")),
 		d.section("logs",
 			parsed(d, "maxSize", &c.Logs.MaxSize, parseLogSize),
@@ -64,6 +67,14 @@ func (c *Config) fields(d *decoder) []field {
 		parsed(d, "imageMinimumGCAge", &c.ImageGC.MinimumAge, parseDuration),
 		parsed(d, "logLevel", &c.LogLevel, parseLevel),
 	}
+}
+
+func parseConfigMap(text string) (string, error) {
+	namespace, name, both := strings.Cut(text, "/")
+	if !both || len(validation.IsDNS1123Label(namespace)) > 0 || len(validation.IsDNS1123Subdomain(name)) > 0 {
+		return "", fmt.Errorf("%q must be namespace/name", text)
+	}
+	return text, nil
 }
 
 func parseDuration(text string) (time.Duration, error) {

@@ -24,6 +24,25 @@ type Peer struct {
 	Name     string
 	Addrs    []netip.Addr
 	PodCIDRs []netip.Prefix
+	// Labels are all, Annotations vk-metal's own.
+	Labels, Annotations map[string]string
+}
+
+// annotationDomain is what vk-metal's annotations of Nodes end with before the slash.
+const annotationDomain = "vk-metal.io"
+
+// ownAnnotations are those of vk-metal, nil if there is none.
+func ownAnnotations(all map[string]string) map[string]string {
+	var own map[string]string
+	for key, value := range all {
+		if domain, _, ok := strings.Cut(key, "/"); ok && strings.HasSuffix(domain, annotationDomain) {
+			if own == nil {
+				own = map[string]string{}
+			}
+			own[key] = value
+		}
+	}
+	return own
 }
 
 // ErrPeersForbidden says that this identity may not list nodes, which a node's may not
@@ -36,7 +55,7 @@ type WatchOptions struct {
 	Name   string
 	// Self gets our own Node after each change of its metadata or spec; nil when it was deleted.
 	Self func(*corev1.Node)
-	// Peers gets all other Nodes, by name, after a change of their addresses or podCIDRs.
+	// Peers gets all other Nodes, by name, after a change of what Peer holds.
 	Peers func([]Peer)
 	// PeersError gets why the others cannot be seen, and nil once they can.
 	PeersError func(error)
@@ -124,7 +143,7 @@ func (w *Watcher) informer(selector string, failed func(error), handler cache.Re
 func trim(obj any) (any, error) {
 	if node, ok := obj.(*corev1.Node); ok {
 		node.ManagedFields = nil
-		node.Annotations = nil
+		node.Annotations = ownAnnotations(node.Annotations)
 		node.Status = corev1.NodeStatus{Addresses: node.Status.Addresses}
 	}
 	return obj, nil
@@ -143,7 +162,8 @@ func (w *Watcher) self(before, after any) {
 		return
 	}
 	if old, ok := before.(*corev1.Node); ok && old.UID == now.UID && reflect.DeepEqual(old.Spec, now.Spec) &&
-		reflect.DeepEqual(old.Labels, now.Labels) && old.DeletionTimestamp.Equal(now.DeletionTimestamp) {
+		reflect.DeepEqual(old.Labels, now.Labels) && reflect.DeepEqual(old.Annotations, now.Annotations) &&
+		old.DeletionTimestamp.Equal(now.DeletionTimestamp) {
 		return
 	}
 	w.call(func() { w.o.Self(now) })
@@ -198,7 +218,7 @@ func toPeer(node *corev1.Node) (Peer, error) {
 	if err != nil {
 		return Peer{}, err
 	}
-	peer := Peer{Name: node.Name, PodCIDRs: cidrs}
+	peer := Peer{Name: node.Name, PodCIDRs: cidrs, Labels: node.Labels, Annotations: node.Annotations}
 	for _, address := range node.Status.Addresses {
 		if address.Type != corev1.NodeInternalIP {
 			continue

@@ -61,6 +61,10 @@ func (l Layout) LogStream(uid, container string, attempt int) string {
 	return filepath.Join(l.LogStreams(), uid+"."+container+"."+strconv.Itoa(attempt))
 }
 
+// BGP holds what of BGP must survive the agent, BGPSocket answers vk-metal bgp.
+func (l Layout) BGP() string       { return filepath.Join(l.Run, "bgp") }
+func (l Layout) BGPSocket() string { return filepath.Join(l.BGP(), "socket") }
+
 // PodLib is the pod's directory of kept state: volumes, writable layers, etc-hosts.
 func (l Layout) PodLib(uid string) string { return filepath.Join(l.Lib, "pods", uid) }
 
