@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vk-metal/vk-metal/tests/progress"
 	"github.com/vk-metal/vk-metal/tests/rig"
@@ -23,10 +24,12 @@ func TestDownLeavesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	t.Cleanup(func() { _ = Down(context.Background(), dir) })
+	t.Cleanup(func() { _ = Down(context.Background(), dir) }) // bounded by itself
 	sysctls := read(t, "sysctl", "-n", "vm.overcommit_memory", "vm.panic_on_oom", "kernel.panic", "kernel.panic_on_oops",
 		"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
-	c, err := Up(t.Context(), Options{Dir: dir, Nodes: 1, Progress: progress.New(t.Output())})
+	ctx, cancel := context.WithTimeout(t.Context(), 15*time.Minute)
+	defer cancel()
+	c, err := Up(ctx, Options{Dir: dir, Nodes: 1, Progress: progress.New(t.Output())})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,7 +37,7 @@ func TestDownLeavesNothing(t *testing.T) {
 	if !strings.Contains(leftOf(t, id, dir), id) {
 		t.Fatal("the cluster is up and nothing on the host bears its name")
 	}
-	if err := Down(t.Context(), dir); err != nil {
+	if err := Down(ctx, dir); err != nil {
 		t.Fatal(err)
 	}
 	if left := leftOf(t, id, dir); left != "" {
@@ -44,7 +47,7 @@ func TestDownLeavesNothing(t *testing.T) {
 		"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"); after != sysctls {
 		t.Errorf("sysctls were\n%sand are\n%s", sysctls, after)
 	}
-	if err := Down(t.Context(), dir); err != nil {
+	if err := Down(ctx, dir); err != nil {
 		t.Errorf("a second Down: %v", err)
 	}
 }

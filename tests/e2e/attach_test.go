@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"bytes"
-	"context"
 	"fmt"
 	"io"
 	"os"
@@ -58,10 +57,8 @@ func (e *env) attachTo(pod *corev1.Pod, container string, tty bool) *session {
 	}
 	e.Cleanup(func() { _, _ = reader.Close(), writer.Close() })
 	s := &session{env: e, keyboard: writer, done: make(chan error, 1)}
-	ctx, cancel := context.WithCancel(context.Background())
-	e.Cleanup(cancel)
 	go func() {
-		s.done <- workload.Attach(ctx, e.c.Config, pod, container, remotecommand.StreamOptions{Stdin: reader, Stdout: &s.screen, Tty: tty})
+		s.done <- workload.Attach(e.Context(), e.c.Config, pod, container, remotecommand.StreamOptions{Stdin: reader, Stdout: &s.screen, Tty: tty})
 	}()
 	return s
 }

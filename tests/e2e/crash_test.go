@@ -82,8 +82,8 @@ func TestMachineGoesAndComes(t *testing.T) {
 		name string
 		act  func() error
 	}{
-		{"reboot", func() error { return machine.Reboot(t.Context()) }},
-		{"power cut", func() error { return powerCycle(t, machine) }},
+		{"reboot", func() error { return machine.Reboot(e.Context()) }},
+		{"power cut", func() error { return powerCycle(e.Context(), machine) }},
 	}
 	for i, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
@@ -92,7 +92,7 @@ func TestMachineGoesAndComes(t *testing.T) {
 			if err := c.act(); err != nil {
 				t.Fatal(err)
 			}
-			if err := machine.WaitBooted(t.Context()); err != nil {
+			if err := machine.WaitBooted(e.Context()); err != nil {
 				t.Fatal(err)
 			}
 			booted := time.Since(start)
@@ -114,11 +114,11 @@ func TestMachineGoesAndComes(t *testing.T) {
 	}
 }
 
-func powerCycle(t *testing.T, machine *rig.Machine) error {
-	if err := machine.PowerCut(t.Context()); err != nil {
+func powerCycle(ctx context.Context, machine *rig.Machine) error {
+	if err := machine.PowerCut(ctx); err != nil {
 		return err
 	}
-	return machine.Start(t.Context())
+	return machine.Start(ctx)
 }
 
 // outage is how long the API server stays away: VK_METAL_E2E_OUTAGE=5m is the whole test.
@@ -137,17 +137,17 @@ func outage(t *testing.T) time.Duration {
 // TestAPIServerGoesAndComes: pods run on, a container that crashes is restarted by the
 // agent alone, and the API is told afterwards.
 func TestAPIServerGoesAndComes(t *testing.T) {
-	e := setup(t)
+	e := setupFor(t, outage(t)+testTime)
 	e.create(e.busybox("steady", "exec sleep 3600"))
 	e.create(e.busybox("crashes", "echo start; exec sleep 3600"))
 	steady := e.waitPod("steady", podTimeout, running)
 	crashes := e.waitPod("crashes", podTimeout, running)
 	before := e.podUnits(steady)
 	start := time.Now()
-	if err := e.c.ControlPlane.StopAPIServer(t.Context(), 0); err != nil {
+	if err := e.c.ControlPlane.StopAPIServer(e.Context(), 0); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
+	t.Cleanup(func() { // it has a time-out of its own
 		if err := e.c.ControlPlane.StartAPIServer(context.Background(), 0); err != nil {
 			t.Log(err)
 		}
@@ -159,7 +159,7 @@ func TestAPIServerGoesAndComes(t *testing.T) {
 	if after := e.podUnits(steady); !maps.Equal(before, after) {
 		t.Errorf("units %v became %v", before, after)
 	}
-	if err := e.c.ControlPlane.StartAPIServer(t.Context(), 0); err != nil {
+	if err := e.c.ControlPlane.StartAPIServer(e.Context(), 0); err != nil {
 		t.Fatal(err)
 	}
 	back := time.Now()
@@ -170,7 +170,7 @@ func TestAPIServerGoesAndComes(t *testing.T) {
 	}
 	e.create(e.busybox("later", "exec sleep 3600"))
 	e.waitPod("later", podTimeout, running)
-	if err := controlplane.WaitServiceAccount(t.Context(), e.c.Client, e.ns); err != nil {
+	if err := controlplane.WaitServiceAccount(e.Context(), e.c.Client, e.ns); err != nil {
 		t.Error(err)
 	}
 }

@@ -3,7 +3,6 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -23,33 +22,46 @@ import (
 // env is one test's namespace in the shared cluster.
 type env struct {
 	*testing.T
-	c  *cluster.Cluster
-	ns string
+	c   *cluster.Cluster
+	ns  string
+	ctx context.Context
 }
+
+// Context ends with the test, or with the time that the test has (see boundContext):
+// whatever a test waits for, it waits with this.
+func (e *env) Context() context.Context { return e.ctx }
 
 // setup skips without a cluster, and makes a namespace that goes with the test. A test
 // that fails leaves the cluster's logs.
 func setup(t *testing.T) *env {
 	t.Helper()
+	return setupFor(t, timeOf())
+}
+
+// setupFor is setup for a test that may take as long as limit.
+func setupFor(t *testing.T, limit time.Duration) *env {
+	t.Helper()
 	if shared == nil {
 		t.Skip("boots a cluster: set VK_METAL_E2E=1")
 	}
-	namespace, err := shared.Client.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{
+	ctx, end := boundContext(t, limit)
+	t.Cleanup(end)
+	namespace, err := shared.Client.CoreV1().Namespaces().Create(ctx, &corev1.Namespace{
 		ObjectMeta: metav1.ObjectMeta{GenerateName: "e2e-"},
 	}, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	e := &env{T: t, c: shared, ns: namespace.Name}
+	e := &env{T: t, c: shared, ns: namespace.Name, ctx: ctx}
 	t.Cleanup(e.end)
-	if err := controlplane.WaitServiceAccount(t.Context(), e.c.Client, e.ns); err != nil {
+	if err := controlplane.WaitServiceAccount(ctx, e.c.Client, e.ns); err != nil {
 		t.Fatal(err)
 	}
 	return e
 }
 
 // in is the same namespace for a subtest.
-func (e *env) in(t *testing.T) *env { return &env{T: t, c: e.c, ns: e.ns} }
+func (e *env) in(t *testing.T) *env { return &env{T: t, c: e.c, ns: e.ns, ctx: e.ctx} }
 
 // end leaves logs and takes the namespace away, which must work: it takes every pod
 // with it.
@@ -57,7 +69,7 @@ func (e *env) end() {
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	if e.Failed() {
-		dir := filepath.Join(results, strings.ReplaceAll(e.Name(), "/", "_"))
+		dir := folder(e.Name())
 		err := e.c.CollectLogs(ctx, dir)
 		e.Logf("logs are in %s (%v)", dir, err)
 	}

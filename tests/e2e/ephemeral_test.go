@@ -47,7 +47,7 @@ func TestEphemeralContainer(t *testing.T) {
 	s := e.attachTo(pod, "debugger", true)
 	s.says("cat /proc/1/cmdline | tr '\\0' ' '; echo $WHO", "sleep 3600 debugger\r\n")
 	s.says("cat /proc/1/root/mine", "here\r\n")
-	if out, _, err := workload.Exec(t.Context(), e.c.Config, pod, "debugger", nil, "readlink", "/proc/1/ns/pid"); err != nil || out != e.exec(pod, "readlink", "/proc/1/ns/pid") {
+	if out, _, err := workload.Exec(e.Context(), e.c.Config, pod, "debugger", nil, "readlink", "/proc/1/ns/pid"); err != nil || out != e.exec(pod, "readlink", "/proc/1/ns/pid") {
 		t.Errorf("exec in the debugger sees the PID namespace %q, %v", out, err)
 	}
 	e.crash(pod.Spec.NodeName, "vk-metal.service")

@@ -299,7 +299,7 @@ func TestHeldPodIsAlive(t *testing.T) {
 	pod = e.waitPod("held", podTimeout, running)
 	service := e.service("by-hand", func(s *corev1.ServiceSpec) { s.Selector = nil })
 	slices := e.c.Client.DiscoveryV1().EndpointSlices(e.ns)
-	slice, err := slices.Create(t.Context(), &discoveryv1.EndpointSlice{
+	slice, err := slices.Create(e.Context(), &discoveryv1.EndpointSlice{
 		ObjectMeta:  metav1.ObjectMeta{Name: "by-hand", Labels: map[string]string{discoveryv1.LabelServiceName: service.Name}},
 		AddressType: discoveryv1.AddressTypeIPv4,
 		Ports:       []discoveryv1.EndpointPort{{Name: ptr.To(""), Port: ptr.To(int32(workload.Port))}},
@@ -313,7 +313,7 @@ func TestHeldPodIsAlive(t *testing.T) {
 	}
 	// Once the node's service proxy has the slice, so has the hold: they share the watch.
 	e.eventually(20*time.Second, func() string { return e.answers(net.JoinHostPort(service.Spec.ClusterIP, "80")) })
-	if err := e.c.Client.CoreV1().Pods(e.ns).Delete(t.Context(), pod.Name, metav1.DeleteOptions{}); err != nil {
+	if err := e.c.Client.CoreV1().Pods(e.ns).Delete(e.Context(), pod.Name, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	e.waitEvent(pod, "StopHeld")
@@ -324,7 +324,7 @@ func TestHeldPodIsAlive(t *testing.T) {
 		t.Errorf("a held pod is not as before:\n%s", describe(now))
 	}
 	slice.Endpoints[0].Conditions = discoveryv1.EndpointConditions{Ready: ptr.To(false), Terminating: ptr.To(true)}
-	if _, err := slices.Update(t.Context(), slice, metav1.UpdateOptions{}); err != nil {
+	if _, err := slices.Update(e.Context(), slice, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	begun := time.Now()

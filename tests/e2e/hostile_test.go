@@ -58,7 +58,7 @@ func TestMissingConfigMapHeals(t *testing.T) {
 	e.create(pod)
 	e.waitPod("waits", podTimeout, waiting("CreateContainerConfigError"))
 	configMap := &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "later"}, Data: map[string]string{"KEY": "value"}}
-	if _, err := e.c.Client.CoreV1().ConfigMaps(e.ns).Create(t.Context(), configMap, metav1.CreateOptions{}); err != nil {
+	if _, err := e.c.Client.CoreV1().ConfigMaps(e.ns).Create(e.Context(), configMap, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	e.waitPod("waits", podTimeout, running)
@@ -103,7 +103,7 @@ func TestHostileStringsArriveExactly(t *testing.T) {
 		})
 	}
 	for _, machine := range e.c.Machines() {
-		if out, err := machine.Run(t.Context(), "find", "/", "-xdev", "-maxdepth", "1", "-name", "injected"); err != nil || out != "" {
+		if out, err := machine.Run(e.Context(), "find", "/", "-xdev", "-maxdepth", "1", "-name", "injected"); err != nil || out != "" {
 			t.Errorf("%s: injected file %q, %v", machine.Name, out, err)
 		}
 	}

@@ -22,6 +22,16 @@ import (
 // shared is the cluster of all tests; nil when they are not wanted.
 var shared *cluster.Cluster
 
+// tearDown removes the cluster, unless it is kept.
+var tearDown = func() {}
+
+const (
+	// upTime bounds the making of the cluster, what is not built yet included.
+	upTime = 30 * time.Minute
+	// downTime bounds its end, and the collection of logs.
+	downTime = 3 * time.Minute
+)
+
 // results is where failing tests leave their logs.
 var results string
 
@@ -43,17 +53,16 @@ func run(m *testing.M) int {
 	dir, keep := os.LookupEnv("VK_METAL_STATE")
 	if !keep {
 		dir = filepath.Join(root, ".rig", "e2e")
+		tearDown = func() { down(dir) }
 	}
-	if !keep {
-		defer down(dir)
-	}
-	printer := progress.New(os.Stderr)
-	options := cluster.Options{Dir: dir, Nodes: 2, Progress: printer}
+	defer func() { tearDown() }()
+	options := cluster.Options{Dir: dir, Nodes: 2, Progress: progress.New(os.Stderr)}
+	limit := upTime
 	if os.Getenv("VK_METAL_TEST_V2") != "" {
 		options.Nodes, options.VirtualNodes = 1, 1
+		limit = virtualTestTime
 	}
-	shared, err = cluster.Up(context.Background(), options)
-	if err != nil {
+	if err := up(options, limit); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		collect(dir)
 		return 1
@@ -61,8 +70,18 @@ func run(m *testing.M) int {
 	return m.Run()
 }
 
+// up makes the cluster in no more than the limit.
+func up(options cluster.Options, limit time.Duration) (err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	shared, err = cluster.Up(ctx, options)
+	return err
+}
+
 func down(dir string) {
-	if err := cluster.Down(context.Background(), dir); err != nil {
+	ctx, cancel := context.WithTimeout(context.Background(), downTime)
+	defer cancel()
+	if err := cluster.Down(ctx, dir); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 	}
 }
@@ -73,6 +92,8 @@ func collect(dir string) {
 	if err != nil {
 		return
 	}
-	err = r.CollectLogs(context.Background(), filepath.Join(results, "up"))
+	ctx, cancel := context.WithTimeout(context.Background(), downTime)
+	defer cancel()
+	err = r.CollectLogs(ctx, filepath.Join(results, "up"))
 	fmt.Fprintf(os.Stderr, "logs are in %s (%v)\n", filepath.Join(results, "up"), err)
 }

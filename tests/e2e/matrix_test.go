@@ -36,7 +36,7 @@ var fewSteps = []string{"network/after", "start/before", "start/after", "complet
 // while one pod is made, one deleted, one crashes and one is resized. Whatever the step:
 // all come to what was asked for, no process is started twice, and nothing is left.
 func TestCrashMatrix(t *testing.T) {
-	e := setup(t)
+	e := setupFor(t, matrixTime())
 	node := cluster.NodeName(0)
 	steps := e.faultyAgent(node)
 	if chosen := os.Getenv("VK_METAL_MATRIX"); chosen == "" {
@@ -44,7 +44,7 @@ func TestCrashMatrix(t *testing.T) {
 	} else if chosen != "all" {
 		steps = strings.Split(chosen, ",")
 	}
-	if _, err := e.c.Client.CoreV1().ConfigMaps(e.ns).Create(t.Context(), configMap(e.ns), metav1.CreateOptions{}); err != nil {
+	if _, err := e.c.Client.CoreV1().ConfigMaps(e.ns).Create(e.Context(), configMap(e.ns), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	steady := e.create(e.matrixPod(node, "steady", "exec sleep 3600"))
@@ -58,6 +58,14 @@ func TestCrashMatrix(t *testing.T) {
 			return
 		}
 	}
+}
+
+// matrixTime bounds the matrix: a step takes some 10 seconds.
+func matrixTime() time.Duration {
+	if os.Getenv("VK_METAL_MATRIX") != "" {
+		return 50 * time.Minute
+	}
+	return 2 * testTime
 }
 
 // faultyAgent replaces the node's agent for the test and returns the steps that it has.
@@ -81,7 +89,9 @@ func (e *env) faultyAgent(node string) []string {
 	e.on(node, "systemctl", "restart", "vk-metal.service")
 	e.Cleanup(func() {
 		script := "rm -f " + faultFile + "*; mv /usr/bin/vk-metal.packaged /usr/bin/vk-metal && systemctl restart vk-metal.service"
-		if _, err := machine.Run(context.Background(), "sh", "-c", script); err != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if _, err := machine.Run(ctx, "sh", "-c", script); err != nil {
 			e.Errorf("put the agent back: %v", err)
 		}
 	})

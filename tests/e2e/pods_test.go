@@ -23,7 +23,7 @@ const podTimeout = time.Minute
 
 func TestNodesAreReady(t *testing.T) {
 	e := setup(t)
-	nodes, err := e.c.Client.CoreV1().Nodes().List(t.Context(), metav1.ListOptions{})
+	nodes, err := e.c.Client.CoreV1().Nodes().List(e.Context(), metav1.ListOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -78,14 +78,14 @@ func TestExec(t *testing.T) {
 	e.create(e.busybox("one", "sleep 3600"))
 	pod := e.waitPod("one", podTimeout, running)
 	t.Run("exit code", func(t *testing.T) {
-		_, _, err := workload.Exec(t.Context(), e.c.Config, pod, "", nil, "sh", "-c", "exit 42")
+		_, _, err := workload.Exec(e.Context(), e.c.Config, pod, "", nil, "sh", "-c", "exit 42")
 		var exit utilexec.ExitError
 		if !errors.As(err, &exit) || exit.ExitStatus() != 42 {
 			t.Errorf("got %v, want exit code 42", err)
 		}
 	})
 	t.Run("streams", func(t *testing.T) {
-		stdout, stderr, err := workload.Exec(t.Context(), e.c.Config, pod, "", strings.NewReader("in"), "sh", "-c", "cat; echo err >&2")
+		stdout, stderr, err := workload.Exec(e.Context(), e.c.Config, pod, "", strings.NewReader("in"), "sh", "-c", "cat; echo err >&2")
 		if err != nil || stdout != "in" || stderr != "err\n" {
 			t.Errorf("stdout %q, stderr %q, %v", stdout, stderr, err)
 		}
@@ -97,19 +97,19 @@ func TestExec(t *testing.T) {
 				all.WriteByte(byte(b))
 			}
 		}
-		stdout, _, err := workload.Exec(t.Context(), e.c.Config, pod, "", strings.NewReader(all.String()), "cat")
+		stdout, _, err := workload.Exec(e.Context(), e.c.Config, pod, "", strings.NewReader(all.String()), "cat")
 		if err != nil || stdout != all.String() {
 			t.Errorf("%d bytes of %d came back: %v", len(stdout), all.Len(), err)
 		}
 	})
 	t.Run("terminal", func(t *testing.T) {
-		out, err := workload.ExecTTY(t.Context(), e.c.Config, pod, remotecommand.TerminalSize{Width: 123, Height: 45}, "sh", "-c", "tty; stty size")
+		out, err := workload.ExecTTY(e.Context(), e.c.Config, pod, remotecommand.TerminalSize{Width: 123, Height: 45}, "sh", "-c", "tty; stty size")
 		if err != nil || !strings.Contains(out, "/dev/pts/") || !strings.Contains(out, "45 123") {
 			t.Errorf("got %q, %v", out, err)
 		}
 	})
 	t.Run("a terminal hangs up with its client", func(t *testing.T) {
-		ctx, cancel := context.WithCancel(t.Context())
+		ctx, cancel := context.WithCancel(e.Context())
 		defer cancel()
 		go func() { _, _ = workload.ExecTTY(ctx, e.c.Config, pod, remotecommand.TerminalSize{}, "sleep", "54321") }()
 		e.in(t).eventually(10*time.Second, func() string {
@@ -122,7 +122,7 @@ func TestExec(t *testing.T) {
 		e.in(t).eventually(10*time.Second, func() string { return lineWith(e.exec(pod, "ps"), "sleep 54321") })
 	})
 	t.Run("no such command", func(t *testing.T) {
-		if _, _, err := workload.Exec(t.Context(), e.c.Config, pod, "", nil, "/no/such"); err == nil {
+		if _, _, err := workload.Exec(e.Context(), e.c.Config, pod, "", nil, "/no/such"); err == nil {
 			t.Error("it ran")
 		}
 	})

@@ -49,7 +49,7 @@ func (e *env) startLoad(clients int) *load {
 	if _, err := e.c.Client.CoreV1().Services(e.ns).Create(e.Context(), service, metav1.CreateOptions{}); err != nil {
 		e.Fatal(err)
 	}
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(e.Context())
 	factory := informers.NewSharedInformerFactoryWithOptions(e.c.Client, 0, informers.WithNamespace(e.ns))
 	l := &load{
 		slices: factory.Discovery().V1().EndpointSlices().Informer(), stop: cancel,

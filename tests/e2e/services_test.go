@@ -151,12 +151,12 @@ func TestServicesReachTheirPods(t *testing.T) {
 func TestAPIServerIsAService(t *testing.T) {
 	e := setup(t)
 	e.deploy(2)
-	s, err := e.c.Client.CoreV1().Services("default").Get(t.Context(), "kubernetes", metav1.GetOptions{})
+	s, err := e.c.Client.CoreV1().Services("default").Get(e.Context(), "kubernetes", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, a := range e.askers() {
-		out, err := a.curl(t.Context(), "https://"+s.Spec.ClusterIP+"/version")
+		out, err := a.curl(e.Context(), "https://"+s.Spec.ClusterIP+"/version")
 		if err != nil || !strings.Contains(out, "gitVersion") {
 			t.Errorf("%s: %s, %v", a.name, out, err)
 		}
@@ -199,11 +199,11 @@ func TestServiceRulesComeBack(t *testing.T) {
 	cluster := net.JoinHostPort(s.Spec.ClusterIP, "80")
 	e.becomes(a, cluster, false)
 	for _, machine := range e.c.Machines() {
-		leader, err := machine.Leader(t.Context())
+		leader, err := machine.Leader(e.Context())
 		if err != nil {
 			t.Fatal(err)
 		}
-		out, err := exec.CommandContext(t.Context(), "nsenter", "-t", strconv.Itoa(leader), "-n", "nft", "flush", "ruleset").CombinedOutput()
+		out, err := exec.CommandContext(e.Context(), "nsenter", "-t", strconv.Itoa(leader), "-n", "nft", "flush", "ruleset").CombinedOutput()
 		if err != nil {
 			t.Fatalf("flush: %v: %s", err, out)
 		}

@@ -57,7 +57,7 @@ func limited(pod *corev1.Pod, memory string) *corev1.Pod {
 
 func TestV2Node(t *testing.T) {
 	e := setupV2(t)
-	node, err := e.c.Client.CoreV1().Nodes().Get(t.Context(), v2Node(), metav1.GetOptions{})
+	node, err := e.c.Client.CoreV1().Nodes().Get(e.Context(), v2Node(), metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -364,10 +364,10 @@ func TestV2Reboot(t *testing.T) {
 	e.create(limited(e.onV2("stays", "sleep 36000"), "64Mi"))
 	before := e.waitPod("stays", v2Timeout, running)
 	machine := e.machine(v2Node())
-	if err := machine.Reboot(t.Context()); err != nil {
+	if err := machine.Reboot(e.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err := machine.WaitBooted(t.Context()); err != nil {
+	if err := machine.WaitBooted(e.Context()); err != nil {
 		t.Fatal(err)
 	}
 	after := e.waitPod("stays", v2Timeout, restarted(1))

@@ -172,7 +172,11 @@ func testJournal(t *testing.T, m *Machine) {
 	defer cancel()
 	pr, pw := io.Pipe()
 	done := make(chan error, 1)
-	go func() { done <- m.FollowJournal(ctx, pw, "-n", "all", "-t", "rig-test") }()
+	go func() {
+		err := m.FollowJournal(ctx, pw, "-n", "all", "-t", "rig-test")
+		_ = pw.CloseWithError(err) // its reader must not wait for what is not to come
+		done <- err
+	}()
 	run(t, m, "echo spoken | systemd-cat -t rig-test; systemd-run --wait --quiet --unit=speaker echo from a unit")
 	lines := bufio.NewScanner(pr)
 	for lines.Scan() && !strings.Contains(lines.Text(), "spoken") {

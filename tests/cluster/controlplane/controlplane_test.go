@@ -29,7 +29,9 @@ func TestControlPlane(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	programs, err := store.Kubernetes(t.Context())
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
+	defer cancel()
+	programs, err := store.Kubernetes(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -45,11 +47,11 @@ func TestControlPlane(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	r, err := rig.Up(t.Context(), rig.Config{Dir: dir, Progress: t.Output()})
+	r, err := rig.Up(ctx, rig.Config{Dir: dir, Progress: t.Output()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	cp, err := Up(t.Context(), r, Options{Programs: programs, APIServers: 2}, printer)
+	cp, err := Up(ctx, r, Options{Programs: programs, APIServers: 2}, printer)
 	if err != nil {
 		t.Fatal(err)
 	}
