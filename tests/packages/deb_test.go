@@ -1,6 +1,9 @@
 package packages
 
 import (
+	"os/exec"
+	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -44,6 +47,15 @@ echo last words >&2
 END
 chmod +x /root/workload
 systemd-run --quiet --slice=kubepods-podx.slice --unit=vkm-uid-c-0.service /root/workload`
+
+// podNetwork is what an agent and its pods have in a host's network.
+const podNetwork = `
+ip link add vkmtest type veth peer name peer && ip link set vkmtest group 30315 up alias 'vk-metal/1 uid=u ips=10.244.0.2'
+ip link add vkm-vxlan type vxlan id 118 dstport 4789 external && ip link set vkm-vxlan up alias 'vk-metal/1 vxlan'
+ip route add 10.244.0.2/32 dev vkmtest proto 119
+ip route add unreachable 10.244.0.0/24 proto 118 metric 32767
+ip -6 route add unreachable fd00:244::/64 proto 118 metric 32767
+nft 'add table inet vk-metal-pods; add chain inet vk-metal-pods c; add table ip vk-metal-services; add table inet vk-metal-vxlan'`
 
 func TestDeb(t *testing.T) {
 	m := bootMachine(t)
@@ -148,9 +160,37 @@ func testRemove(t *testing.T, m *rig.Machine, deb string) {
 // testPurge: pods end, and nothing of ours stays.
 func testPurge(t *testing.T, m *rig.Machine) {
 	run(t, m, "mkdir -p /run/vk-metal/pods/u/ns; touch /run/vk-metal/pods/u/ns/net; mount --bind /proc/1/ns/net /run/vk-metal/pods/u/ns/net")
+	if out, err := m.Run(timed(t, time.Minute), "vk-metal", "clean-network"); err == nil || !strings.Contains(err.Error(), "the agent runs") {
+		t.Errorf("clean-network beside a running agent: %q, %v", out, err)
+	}
+	network := "ip -o link | wc -l; ip route; ip -6 route; nft list ruleset"
+	before := inNetwork(t, m, network)
+	inNetwork(t, m, podNetwork)
+	if inNetwork(t, m, network) == before {
+		t.Error("there is nothing to purge from the network")
+	}
 	run(t, m, "rm -r /etc/systemd/system/vk-metal.service.d; apt-get purge -y -q vk-metal")
+	if after := inNetwork(t, m, network); after != before {
+		t.Errorf("the network was\n%s\nand after the purge it is\n%s", before, after)
+	}
 	expect(t, m, `systemctl is-active vk-metal.service vk-metal-log.service vkm-other.service || true
 		ls -d /etc/vk-metal /var/lib/vk-metal /run/vk-metal /var/log/pods 2>/dev/null || true
 		find / -xdev -name '*vk-metal*' -not -path '/proc/*' -not -path '/var/cache/*' -not -path '/var/log/*' -not -path '/var/lib/vk-metal*'
 		systemctl is-system-running`, "inactive\ninactive\ninactive\nrunning")
+}
+
+// inNetwork runs a script with this host's programs in the machine's network: nft is not in
+// Debian's base.
+func inNetwork(t *testing.T, m *rig.Machine, script string) string {
+	t.Helper()
+	leader, err := m.Leader(timed(t, time.Minute))
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.CommandContext(timed(t, time.Minute), "nsenter", "-t", strconv.Itoa(leader), "-n", "sh", "-ec", script)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", script, err, out)
+	}
+	return string(out)
 }
