@@ -71,7 +71,7 @@ func (w *worker) preparing() bool {
 // deleteObject deletes the API object with grace 0, this UID only. An object that stays
 // (finalizers) is asked for again now and then.
 func (w *worker) deleteObject(pod *corev1.Pod) {
-	o := w.begin(opDelete, 200*time.Millisecond, func(ctx context.Context) (any, error) {
+	o := w.begin(opDelete, apiRetry, func(ctx context.Context) (any, error) {
 		w.p.hook("delete/before")
 		defer w.p.hook("delete/after")
 		options := metav1.NewDeleteOptions(0)

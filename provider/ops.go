@@ -21,10 +21,13 @@ type op struct {
 }
 
 // maxRetry bounds the doubling delay between two tries. Images are asked for at a steady
-// rate: the store answers with ErrImagePull or ImagePullBackOff, as a kubelet shows it.
+// rate: the store answers with ErrImagePull or ImagePullBackOff, as a kubelet shows it. The
+// API server is asked soon again however long it was away: statuses must catch up.
 const (
-	maxRetry   = 2 * time.Minute
-	imageRetry = 5 * time.Second
+	maxRetry    = 2 * time.Minute
+	imageRetry  = 5 * time.Second
+	apiRetry    = 200 * time.Millisecond
+	maxAPIRetry = 2 * time.Second
 )
 
 // ops is a worker's set of operations. The worker's lock guards it.
@@ -63,17 +66,34 @@ func (w *worker) finish(o *op, retry time.Duration, value any, err error) {
 	o.value, o.err, o.done = value, err, err == nil
 	if err != nil {
 		o.failures++
-		limit := maxRetry
-		if retry == imageRetry {
-			limit = imageRetry // the image store has a back-off of its own
-		}
-		o.retryAt = time.Now().Add(min(retry<<min(o.failures-1, 6), limit))
+		o.retryAt = time.Now().Add(min(retry<<min(o.failures-1, 6), longest(retry)))
 	}
 	if o.outdated {
 		o.outdated, w.changed = false, true
 	}
 	w.mu.Unlock()
 	w.wakeUp()
+}
+
+// longest is what a delay that begins with retry grows to.
+func longest(retry time.Duration) time.Duration {
+	switch retry {
+	case imageRetry:
+		return imageRetry // the image store has a back-off of its own
+	case apiRetry:
+		return maxAPIRetry
+	}
+	return maxRetry
+}
+
+// renew drops an operation's result, so that it can be begun anew; one that runs or has
+// failed goes on as it is, with its delay.
+func (w *worker) renew(key string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if o := w.ops[key]; o != nil && o.done {
+		delete(w.ops, key)
+	}
 }
 
 // forget drops an operation's result, so that it can be begun anew; a running one goes on.

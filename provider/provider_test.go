@@ -10,7 +10,10 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	kruntime "k8s.io/apimachinery/pkg/runtime"
+	clienttesting "k8s.io/client-go/testing"
 )
 
 func TestPodRunsAndIsDeleted(t *testing.T) {
@@ -218,5 +221,41 @@ func TestMissingConfigMapHeals(t *testing.T) {
 		w.mu.Unlock()
 		a.onObject("uid-a")
 		w.until("Running", w.podIs("a", corev1.PodRunning))
+	})
+}
+
+// TestStatusIsSentInTime: an API server that refuses is asked now and then, however often the
+// pod's state changes, and has the present state soon after it is back.
+func TestStatusIsSentInTime(t *testing.T) {
+	w := newWorld(t)
+	synctest.Test(t, func(t *testing.T) {
+		w.t = t
+		var away atomic.Bool
+		var asked atomic.Int32
+		w.client.PrependReactor("patch", "pods", func(clienttesting.Action) (bool, kruntime.Object, error) {
+			if !away.Load() {
+				return false, nil, nil
+			}
+			asked.Add(1)
+			return true, nil, apierrors.NewForbidden(corev1.Resource("pods"), "a", errors.New("not now"))
+		})
+		a := w.boot("")
+		w.create("a", nil)
+		w.until("Running", w.podIs("a", corev1.PodRunning))
+		away.Store(true)
+		w.exit(a, "app", 1)
+		time.Sleep(5 * time.Minute)
+		if n := asked.Load(); n < 50 || n > 200 {
+			t.Errorf("asked %d times in 5 minutes", n)
+		}
+		away.Store(false)
+		begun := time.Now()
+		w.until("restart told", func() bool {
+			pod, _ := w.get("a")
+			return pod.Status.ContainerStatuses[0].RestartCount == 1
+		})
+		if took := time.Since(begun); took > maxAPIRetry {
+			t.Errorf("told %s after the API server was back", took)
+		}
 	})
 }

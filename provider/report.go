@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"strconv"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -54,8 +53,8 @@ func (w *worker) report(pod *corev1.Pod, gone bool, obs podplan.Observed, d podp
 	if shown == nil || equality.Semantic.DeepEqual(shown.Status, normalize(status)) {
 		return true
 	}
-	w.forget(opStatus)
-	w.begin(opStatus, 200*time.Millisecond, func(ctx context.Context) (any, error) { return nil, w.patch(ctx) })
+	w.renew(opStatus)
+	w.begin(opStatus, apiRetry, func(ctx context.Context) (any, error) { return nil, w.patch(ctx) })
 	return false
 }
 

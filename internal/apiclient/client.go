@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/http"
 	"os"
 
 	"k8s.io/apimachinery/pkg/runtime"
@@ -24,17 +25,34 @@ type Options struct {
 	Servers []string
 	// CA verifies the servers.
 	CA *x509.CertPool
-	// Certificate returns the newest client certificate or nil; it is asked at each handshake.
+	// Certificate returns the newest client certificate; it is asked at each handshake. While
+	// it returns nil, requests fail with ErrNoCertificate: without one, the API server would
+	// take us for an anonymous user.
 	Certificate func() *tls.Certificate
 	// BearerToken is sent when not empty.
 	BearerToken string
 	Log         *slog.Logger
 }
 
+// ErrNoCertificate is the end of a request while there is no valid client certificate.
+var ErrNoCertificate = errors.New("no valid client certificate: it has not been issued yet, or could not be renewed in time; in that case run vk-metal join with a new token")
+
 // Client is a way to the API servers for one identity.
 type Client struct {
 	*Failover
-	token string
+	certificate func() *tls.Certificate // nil for other credentials
+	token       string
+}
+
+// RoundTrip implements http.RoundTripper.
+func (c *Client) RoundTrip(req *http.Request) (*http.Response, error) {
+	if c.certificate != nil && c.certificate() == nil {
+		if req.Body != nil {
+			_ = req.Body.Close() // as a RoundTripper must
+		}
+		return nil, ErrNoCertificate
+	}
+	return c.Failover.RoundTrip(req)
 }
 
 // New makes a Client; it does not connect yet.
@@ -55,7 +73,7 @@ func New(o Options) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Client{Failover: failover, token: o.BearerToken}, nil
+	return &Client{Failover: failover, certificate: o.Certificate, token: o.BearerToken}, nil
 }
 
 // FromKubeconfig makes a Client with the credentials of a kubeconfig's current context.
@@ -103,7 +121,7 @@ func bearerToken(config *rest.Config) (string, error) {
 func (c *Client) RESTConfig() *rest.Config {
 	return &rest.Config{
 		Host:        "https://" + c.servers[0],
-		Transport:   c.Failover,
+		Transport:   c,
 		BearerToken: c.token,
 		UserAgent:   version.UserAgent(),
 		QPS:         50,

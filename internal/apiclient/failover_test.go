@@ -96,6 +96,32 @@ func TestFailoverRepeatsUnsentBody(t *testing.T) {
 	}
 }
 
+// Without a certificate nothing is asked, as nobody: neither before the first nor after the
+// end of the last.
+func TestNoCertificateNoRequest(t *testing.T) {
+	a := newServer(t, "a")
+	pool := x509.NewCertPool()
+	pool.AddCert(a.Certificate())
+	var certificate atomic.Pointer[tls.Certificate]
+	c, err := New(Options{Servers: []string{a.URL}, CA: pool, Certificate: certificate.Load, Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.CloseConnections)
+	client := &http.Client{Transport: c.RESTConfig().Transport}
+	for _, want := range []int32{0, 1, 1} {
+		_, err := do(t, client, "POST", a.URL, "x")
+		if none := certificate.Load() == nil; none != errors.Is(err, ErrNoCertificate) || a.hits.Load() != want {
+			t.Errorf("asked %d times, want %d: %v", a.hits.Load(), want, err)
+		}
+		if certificate.Load() == nil {
+			certificate.Store(&a.TLS.Certificates[0])
+		} else {
+			certificate.Store(nil)
+		}
+	}
+}
+
 func TestFailoverAllDead(t *testing.T) {
 	b := newServer(t, "b")
 	b.Close()
