@@ -72,8 +72,12 @@ e2e: ## boot a cluster of machines and run the end-to-end tests on it (root; RUN
 	@cd tests && VK_METAL_E2E=1 go test -count=1 -v -timeout 60m -run '$(RUN)' ./e2e
 
 .PHONY: bench
-bench: ## run the benchmarks of the parts
-	go test -run '^$$' -bench . -benchtime 2s ./internal/logwriter ./probes
+bench: ## measure the parts, then pods on a machine against their floor (root)
+	go test -run '^$$' -bench . -benchtime 2s ./internal/logwriter
+	go test -run '^$$' -bench 'HTTP|TCP' -benchtime 2s ./probes
+	go test -run '^$$' -bench Thousand -benchtime 10x ./probes
+	@tests/prepare
+	@cd tests && VK_METAL_BENCH=1 go test -count=1 -v -timeout 60m -run '$(RUN)' ./bench
 
 .PHONY: clean
 clean: ## remove what was built

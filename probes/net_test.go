@@ -203,6 +203,35 @@ func BenchmarkTCP(b *testing.B) {
 	benchmark(b, corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("web")}})
 }
 
+// BenchmarkThousandAtOneHertz runs 1,000 probes of one second's period, half of them http,
+// half tcp, for a second per iteration, and says what part of a core they take.
+func BenchmarkThousandAtOneHertz(b *testing.B) {
+	port := intstr.FromInt(portOf(b, otherProcess(b)))
+	p := New(nil)
+	for i := range 1000 {
+		handler := corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: port}}
+		if i%2 == 0 {
+			handler = corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{Path: "/ok", Port: port}}
+		}
+		uid := strconv.Itoa(i)
+		b.Cleanup(func() { p.Stop(uid, "") })
+		p.Sync(Target{PodUID: uid, PodIP: "127.0.0.1", Container: corev1.Container{
+			Name: "c", ReadinessProbe: &corev1.Probe{ProbeHandler: handler, PeriodSeconds: 1},
+		}})
+	}
+	time.Sleep(2 * time.Second) // the first probes are over
+	before, begun := cpuTime(), time.Now()
+	for b.Loop() {
+		time.Sleep(time.Second) // what is measured goes on meanwhile
+	}
+	b.ReportMetric(100*float64(cpuTime()-before)/float64(time.Since(begun)), "%core")
+	for i := range 1000 {
+		if r, ok := p.Results(strconv.Itoa(i), "c", 0); !ok || !r.Ready {
+			b.Fatalf("probe %d: %+v", i, r)
+		}
+	}
+}
+
 const serveEnv = "VK_METAL_TEST_PROBE_SERVER"
 
 // TestMain lets the test binary be a server, so that a benchmark counts the prober alone.
