@@ -46,7 +46,7 @@ type clients struct {
 // startClients starts some clients of new connections, and one that keeps its own, on each machine.
 func (e *env) startClients(address string, perNode int) *clients {
 	e.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
+	ctx, cancel := context.WithCancel(e.Context())
 	c := &clients{address: address, stop: cancel, reasons: map[string]int{}}
 	e.Cleanup(func() { cancel(); c.done.Wait() })
 	for _, machine := range e.c.Machines() {
@@ -282,7 +282,9 @@ func (e *env) configure(node, lines string) {
 	machine := e.machine(node)
 	e.Cleanup(func() {
 		script := "if [ -e " + kept + " ]; then mv " + kept + " " + file + " && systemctl restart vk-metal.service; fi"
-		if _, err := machine.Run(context.Background(), "sh", "-c", script); err != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if _, err := machine.Run(ctx, "sh", "-c", script); err != nil {
 			e.Errorf("put the configuration back: %v", err)
 		}
 	})
