@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"log/slog"
+	"net/netip"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/kubernetes"
@@ -35,6 +36,8 @@ type Deps struct {
 	// Usage is asked before memory limits are lowered, and after; nil leaves that out.
 	Usage   Usage
 	Network netns.Network
+	// Policy lets pods start once their network is guarded; nil lets all of them.
+	Policy  Admission
 	Images  images.Store
 	Volumes volumes.Store
 	Objects objects.Source
@@ -141,3 +144,12 @@ type Sandbox interface {
 }
 
 var _ Sandbox = (*sandbox.Manager)(nil)
+
+// Admission is what guards the networks of pods; *policy.Controller implements it.
+type Admission interface {
+	// Admit returns once the pod's addresses are guarded; no process of it runs before.
+	// Idempotent. Its error is why the pod cannot start now.
+	Admit(ctx context.Context, pod *corev1.Pod, ips []netip.Addr) error
+	// Release undoes it when the network is gone; idempotent, safe without Admit.
+	Release(podUID string)
+}

@@ -111,6 +111,8 @@ func (p *Provider) release(ctx context.Context, pod *corev1.Pod) error {
 	p.hook("release.slice/after")
 	if err := p.deps.Network.Teardown(ctx, uid); err != nil {
 		errs = append(errs, fmt.Errorf("tear down network: %w", err))
+	} else if p.deps.Policy != nil {
+		p.deps.Policy.Release(uid)
 	}
 	p.hook("release.network/after")
 	if err := p.deps.Sandbox.Remove(ctx, uid); err != nil {

@@ -88,8 +88,10 @@ func (w *worker) network(pod *corev1.Pod) *op {
 		}
 		var address netns.PodAddress
 		err := w.step("network", func() (err error) {
-			address, err = w.p.deps.Network.Setup(ctx, podNetwork(pod))
-			return err
+			if address, err = w.p.deps.Network.Setup(ctx, podNetwork(pod)); err != nil || w.p.deps.Policy == nil {
+				return err
+			}
+			return w.p.deps.Policy.Admit(ctx, pod, address.IPs)
 		})
 		return address, err
 	})

@@ -21,6 +21,7 @@ import (
 	"github.com/vk-metal/vk-metal/internal/bootstrap"
 	"github.com/vk-metal/vk-metal/internal/config"
 	"github.com/vk-metal/vk-metal/internal/node"
+	"github.com/vk-metal/vk-metal/internal/policy"
 	"github.com/vk-metal/vk-metal/internal/services"
 	"github.com/vk-metal/vk-metal/internal/task"
 )
@@ -41,8 +42,9 @@ type agent struct {
 	node      *node.Node
 	watcher   *node.Watcher
 	pods      podParts
-	proxy     *services.Proxy // nil if somebody else makes Services work
-	bgp       *bgpPart        // nil without a configuration of BGP
+	proxy     *services.Proxy    // nil if somebody else makes Services work
+	bgp       *bgpPart           // nil without a configuration of BGP
+	policy    *policy.Controller // nil if nobody or somebody else enforces network policies
 
 	mu         sync.Mutex
 	peersError error

@@ -77,11 +77,14 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := a.newPolicy(); err != nil {
+		return nil, err
+	}
 	a.pods.probes = prometheus.NewRegistry()
 	prober := probes.New(execProber{a.pods.systemd, a.g.layout}, probes.WithRegistry(a.pods.probes))
 	a.pods.provider, err = provider.New(mutate(provider.Deps{
 		NodeName: a.name, Client: a.client, Layout: a.g.layout,
-		Runtime: a.pods.systemd, Executor: a.pods.systemd, Usage: a.pods.systemd, Network: a.pods.network, Images: a.pods.images,
+		Runtime: a.pods.systemd, Executor: a.pods.systemd, Usage: a.pods.systemd, Network: a.pods.network, Policy: a.admission(), Images: a.pods.images,
 		Volumes: vols, Objects: source, Probes: prober, Logs: logStreams{a.g.layout, a.cfg.Logs}, Sandbox: sandbox.New(a.g.layout),
 		Services: services.Lister(), Hold: hold, Static: a.staticPods, Recorder: a.recorder, Log: a.log, DNS: a.dns(), HostIPs: a.hostIPs,
 		Node: provider.NodeFacts{
@@ -103,6 +106,7 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 		}),
 		task.New("service-proxy", a.runServiceProxy),
 		task.New("endpoints", watchEndpoints),
+		task.New("network-policy", a.runPolicy),
 		task.New("pod-network", func(ctx context.Context, ready func()) error {
 			ready()
 			defer a.pods.network.Close()

@@ -57,11 +57,14 @@ type Config struct {
 	// ServiceProxy is who makes Services work on this node: vk-metal, or external for a
 	// kube-proxy or a network plugin that does.
 	ServiceProxy string
-	Logs         Logs
-	ImageGC      ImageGC
-	StopHold     StopHold
-	Listen       Listen
-	LogLevel     slog.Level
+	// NetworkPolicy is who enforces network policies on this node: vk-metal, or external for
+	// a network plugin that does, or nobody.
+	NetworkPolicy string
+	Logs          Logs
+	ImageGC       ImageGC
+	StopHold      StopHold
+	Listen        Listen
+	LogLevel      slog.Level
 }
 
 // Registries says where image registries are configured.
@@ -142,6 +145,7 @@ func Default() Config {
 		Registries:          Registries{ConfigPath: "/etc/vk-metal/certs.d"},
 		Network:             Network{Masquerade: true, Encapsulation: "Never", VXLANPort: 4789, Routing: "HostGW"},
 		ServiceProxy:        "vk-metal",
+		NetworkPolicy:       "external",
 		Logs:                Logs{MaxSize: 32 << 20, MaxFiles: 5},
 		ImageGC:             ImageGC{HighThresholdPercent: 85, LowThresholdPercent: 80, MinimumAge: 2 * time.Minute},
 		StopHold:            StopHold{Enabled: true, SettleTime: 2 * time.Second, MaxGracePercent: 50},

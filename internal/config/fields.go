@@ -52,6 +52,7 @@ func (c *Config) fields(d *decoder) []field {
 			parsed(d, "bgpConfig", &c.Network.BGPConfig, parsePath),
 			parsed(d, "bgpConfigMap", &c.Network.BGPConfigMap, parseConfigMap)),
 		parsed(d, "serviceProxy", &c.ServiceProxy, parseOneOf("vk-metal", "external")),
+		parsed(d, "networkPolicy", &c.NetworkPolicy, parseOneOf("vk-metal", "external")),
 		d.section("logs",
 			parsed(d, "maxSize", &c.Logs.MaxSize, parseLogSize),
 			parsed(d, "maxFiles", &c.Logs.MaxFiles, parseInt(2, 1000))),

@@ -44,6 +44,10 @@ var bans = []ban{
 		why: "Services come from the API alone; a pod is what comes in by a link of the group that the options name",
 	},
 	{
+		from: []string{"internal/policy"}, to: []string{"systemd", "netns", "hostgw", "probes", "internal/services"},
+		why: "policies come from the API alone; a pod is its addresses",
+	},
+	{
 		from: []string{"internal"}, to: []string{"provider", "cmd"},
 		why: "imports point down",
 	},

@@ -12,6 +12,8 @@ import (
 	discoveryv1 "k8s.io/api/discovery/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/utils/ptr"
+
+	"github.com/vk-metal/vk-metal/internal/testnet"
 )
 
 const endpointsEach = 10
@@ -39,7 +41,7 @@ func manyServices(n int) *state {
 	st := newState()
 	for i := range n {
 		s, slices := manyService(i, endpointsEach)
-		st.load("ns/"+s.Name, 0, Resolve(s, slices, NodeFacts{Name: testNode}, nil))
+		st.load("ns/"+s.Name, 0, Resolve(s, slices, NodeFacts{Name: testnet.NodeName}, nil))
 	}
 	return st
 }
@@ -49,13 +51,13 @@ func BenchmarkLoad(b *testing.B) {
 	for _, n := range []int{1000, 10000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			w := newWorld(b)
-			t := newTable(w.node.FD(), testGroup)
+			t := newTable(w.Node.FD(), testnet.LinkGroup)
 			defer t.close()
 			var st *state
 			start := rusage()
 			for b.Loop() {
 				st = manyServices(n)
-				must(b, t.replace(st.all()))
+				testnet.Must(b, t.replace(st.all()))
 			}
 			b.ReportMetric(float64(rusage()-start)/float64(b.N), "cpu-ns/op")
 			b.ReportMetric(heap(st), "heap-MiB")
@@ -67,13 +69,13 @@ func BenchmarkLoad(b *testing.B) {
 func BenchmarkChange(b *testing.B) {
 	for _, n := range []int{1000, 10000} {
 		w := newWorld(b)
-		t := newTable(w.node.FD(), testGroup)
+		t := newTable(w.Node.FD(), testnet.LinkGroup)
 		st := manyServices(n)
-		must(b, t.replace(st.all()))
+		testnet.Must(b, t.replace(st.all()))
 		change := func(count, first int) {
 			s, slices := manyService(n/2, count)
 			slices[0].Endpoints[0].Addresses[0] = fmt.Sprintf("10.200.0.%d", first)
-			must(b, t.change(st.set("ns/"+s.Name, 0, Resolve(s, slices, NodeFacts{Name: testNode}, st.ports["ns/"+s.Name]))))
+			testnet.Must(b, t.change(st.set("ns/"+s.Name, 0, Resolve(s, slices, NodeFacts{Name: testnet.NodeName}, st.ports["ns/"+s.Name]))))
 		}
 		i := 0
 		b.Run(fmt.Sprintf("replace/%d", n), func(b *testing.B) {

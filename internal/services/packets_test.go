@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/vk-metal/vk-metal/internal/linuxns"
+	"github.com/vk-metal/vk-metal/internal/testnet"
 )
 
 // load puts ports into the node's kernel.
@@ -17,16 +18,16 @@ func (w *world) load(ports ...Port) (*table, *state) {
 	for i, p := range ports {
 		s.set(p.ID, int64(i), []Port{p})
 	}
-	tb := newTable(w.node.FD(), testGroup)
+	tb := newTable(w.Node.FD(), testnet.LinkGroup)
 	w.t.Cleanup(tb.close)
-	must(w.t, tb.replace(s.all()))
+	testnet.Must(w.t, tb.replace(s.all()))
 	return tb, s
 }
 
 func TestClusterIP(t *testing.T) {
 	w := newWorld(t)
-	client, server := w.pod(), w.pod()
-	w.serve(server.ns, "server", 8080)
+	client, server := w.Pod(), w.Pod()
+	w.Serve(server.NS, "server", 8080)
 	var ports []Port
 	for _, v := range []struct{ ip string }{{"10.96.0.10"}, {"fd00:96::10"}} {
 		for _, proto := range []Protocol{6, 17} {
@@ -34,8 +35,8 @@ func TestClusterIP(t *testing.T) {
 			ports = append(ports, Port{
 				ID: v.ip + proto.String(), Protocol: proto, Some: true,
 				Frontend: []Frontend{{Kind: ClusterIP, Addr: ip, Port: 80}},
-				Cluster:  []netip.AddrPort{netip.AddrPortFrom(server.addr(ip), 8080)},
-				Near:     []netip.Addr{server.addr(ip)},
+				Cluster:  []netip.AddrPort{netip.AddrPortFrom(server.Addr(ip), 8080)},
+				Near:     []netip.Addr{server.Addr(ip)},
 			})
 		}
 	}
@@ -46,20 +47,20 @@ func TestClusterIP(t *testing.T) {
 	}
 	for _, network := range []string{"tcp", "udp"} {
 		for _, ip := range []netip.Addr{netip.MustParseAddr("10.96.0.10"), netip.MustParseAddr("fd00:96::10")} {
-			out := nodeIP4
+			out := testnet.NodeIP4
 			if ip.Is6() {
-				out = nodeIP6
+				out = testnet.NodeIP6
 			}
 			to := netip.AddrPortFrom(ip, 80)
 			for _, c := range []struct {
 				what, got, want string
 			}{
-				{"pod", outcome(client.ns, network, to), "server from " + client.addr(ip).String()},
-				{"itself", outcome(server.ns, network, to), "server from " + out.String()},
-				{"node", outcome(w.node, network, to), "server from " + out.String()},
-				{"outside", outcome(w.out, network, to), "server from " + out.String()},
-				{"pod, unused port", outcome(client.ns, network, netip.AddrPortFrom(ip, 81)), "refused"},
-				{"node, unused port", outcome(w.node, network, netip.AddrPortFrom(ip, 81)), "refused"},
+				{"pod", testnet.Outcome(client.NS, network, to), "server from " + client.Addr(ip).String()},
+				{"itself", testnet.Outcome(server.NS, network, to), "server from " + out.String()},
+				{"node", testnet.Outcome(w.Node, network, to), "server from " + out.String()},
+				{"outside", testnet.Outcome(w.Out, network, to), "server from " + out.String()},
+				{"pod, unused port", testnet.Outcome(client.NS, network, netip.AddrPortFrom(ip, 81)), "refused"},
+				{"node, unused port", testnet.Outcome(w.Node, network, netip.AddrPortFrom(ip, 81)), "refused"},
 			} {
 				if c.got != c.want {
 					t.Errorf("%s, %s %s: %s, want %s", c.what, network, to, c.got, c.want)
@@ -68,32 +69,32 @@ func TestClusterIP(t *testing.T) {
 		}
 	}
 	if t.Failed() {
-		t.Log(w.ruleset())
+		t.Log(w.Ruleset())
 	}
 }
 
 // other is an address of an endpoint on another node: the outside host answers there.
 func (w *world) other() (v4, v6 netip.Addr) {
 	w.t.Helper()
-	w.in(w.out, "ip addr add 10.244.9.9/32 dev lo", "ip addr add fd00:244:9::9/128 dev lo nodad")
-	w.in(w.node, "ip route add 10.244.9.0/24 via 198.51.100.2", "ip -6 route add fd00:244:9::/64 via 2001:db8:1::2")
+	w.In(w.Out, "ip addr add 10.244.9.9/32 dev lo", "ip addr add fd00:244:9::9/128 dev lo nodad")
+	w.In(w.Node, "ip route add 10.244.9.0/24 via 198.51.100.2", "ip -6 route add fd00:244:9::/64 via 2001:db8:1::2")
 	return netip.MustParseAddr("10.244.9.9"), netip.MustParseAddr("fd00:244:9::9")
 }
 
 // TestPolicies states for each sort of frontend and client who answers, and whom it sees.
 func TestPolicies(t *testing.T) {
 	w := newWorld(t)
-	client, server := w.pod(), w.pod()
+	client, server := w.Pod(), w.Pod()
 	far4, far6 := w.other()
-	w.serve(server.ns, "here", 8080)
-	w.serve(w.out, "far", 8080)
+	w.Serve(server.NS, "here", 8080)
+	w.Serve(w.Out, "far", 8080)
 	for _, ipv6 := range []bool{false, true} {
-		cluster, external, node, out := "10.96.0.10", "203.0.113.10", nodeIP4.String(), outIP4.String()
-		here, far, self := server.v4, far4, client.v4.String()
+		cluster, external, node, out := "10.96.0.10", "203.0.113.10", testnet.NodeIP4.String(), testnet.OutIP4.String()
+		here, far, self := server.V4, far4, client.V4.String()
 		every := netip.IPv4Unspecified()
 		if ipv6 {
-			cluster, external, node, out = "fd00:96::10", "fd00:ffff::10", nodeIP6.String(), outIP6.String()
-			here, far, self, every = server.v6, far6, client.v6.String(), netip.IPv6Unspecified()
+			cluster, external, node, out = "fd00:96::10", "fd00:ffff::10", testnet.NodeIP6.String(), testnet.OutIP6.String()
+			here, far, self, every = server.V6, far6, client.V6.String(), netip.IPv6Unspecified()
 		}
 		at := func(ip string, port uint16) netip.AddrPort { return netip.AddrPortFrom(netip.MustParseAddr(ip), port) }
 		base := func(change func(*Port)) Port {
@@ -173,20 +174,20 @@ func TestPolicies(t *testing.T) {
 				port.ID, port.Affinity = c.name, affinity
 				w.load(port)
 				askAll(t, fmt.Sprintf("%s, affinity %s, IPv6 %t", c.name, affinity, ipv6), []question{
-					{"pod to cluster IP", client.ns, at(cluster, 80), c.pod},
-					{"host to cluster IP", w.node, at(cluster, 80), c.host},
-					{"outside to cluster IP", w.out, at(cluster, 80), c.outside},
-					{"pod to external", client.ns, at(external, 80), c.podX},
-					{"host to external", w.node, at(external, 80), c.hostX},
-					{"outside to external", w.out, at(external, 80), c.outsideX},
-					{"pod to node port", client.ns, at(node, 30080), c.podN},
-					{"outside to node port", w.out, at(node, 30080), c.outsideN},
+					{"pod to cluster IP", client.NS, at(cluster, 80), c.pod},
+					{"host to cluster IP", w.Node, at(cluster, 80), c.host},
+					{"outside to cluster IP", w.Out, at(cluster, 80), c.outside},
+					{"pod to external", client.NS, at(external, 80), c.podX},
+					{"host to external", w.Node, at(external, 80), c.hostX},
+					{"outside to external", w.Out, at(external, 80), c.outsideX},
+					{"pod to node port", client.NS, at(node, 30080), c.podN},
+					{"outside to node port", w.Out, at(node, 30080), c.outsideN},
 				})
 			}
 		}
 	}
 	if t.Failed() {
-		t.Log(w.ruleset())
+		t.Log(w.Ruleset())
 	}
 }
 
@@ -204,7 +205,7 @@ func askAll(t *testing.T, name string, questions []question) {
 	var wg sync.WaitGroup
 	for _, q := range questions {
 		wg.Go(func() {
-			if got := outcome(q.from, "tcp", q.to); got != q.want {
+			if got := testnet.Outcome(q.from, "tcp", q.to); got != q.want {
 				t.Errorf("%s: %s: %s, want %s", name, q.what, got, q.want)
 			}
 		})

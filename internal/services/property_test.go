@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"pgregory.net/rapid"
+
+	"github.com/vk-metal/vk-metal/internal/testnet"
 )
 
 // anyPorts draws what a Service may want, out of so few addresses that Services collide.
@@ -102,7 +104,7 @@ func TestChangesAddUp(t *testing.T) {
 func TestKernelTakesAnyHistory(t *testing.T) {
 	w := newWorld(t)
 	rapid.Check(t, func(rt *rapid.T) {
-		tb := newTable(w.node.FD(), testGroup)
+		tb := newTable(w.Node.FD(), testnet.LinkGroup)
 		defer tb.close()
 		s := newState()
 		if err := tb.replace(s.all()); err != nil {
@@ -111,12 +113,12 @@ func TestKernelTakesAnyHistory(t *testing.T) {
 		for range rapid.IntRange(1, 8).Draw(rt, "changes") {
 			service := rapid.SampledFrom([]string{"a", "b", "c"}).Draw(rt, "service")
 			if err := tb.change(s.set(service, int64(service[0]%2), anyPorts(rt, service))); err != nil {
-				rt.Fatalf("%v\n%s", err, w.ruleset())
+				rt.Fatalf("%v\n%s", err, w.Ruleset())
 			}
 		}
 		if content, _ := s.all(); !tb.same(content) {
-			rt.Fatalf("the kernel has something else\n%s", w.ruleset())
+			rt.Fatalf("the kernel has something else\n%s", w.Ruleset())
 		}
 	})
-	w.ruleset()
+	w.Ruleset()
 }

@@ -20,6 +20,8 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/utils/ptr"
+
+	"github.com/vk-metal/vk-metal/internal/testnet"
 )
 
 // cluster is an API with a Proxy that follows it.
@@ -48,10 +50,10 @@ func (c *cluster) launch(change func(*Proxy)) (ready <-chan struct{}, stop func(
 	c.t.Helper()
 	factory := informers.NewSharedInformerFactory(c.client, 0)
 	p, err := New(Options{
-		Node: NodeFacts{Name: testNode, Addresses: []netip.Addr{nodeIP4, nodeIP6}}, PodLinkGroup: testGroup, HostNetNS: c.path("node"),
-		Services: factory.Core().V1().Services(), Slices: factory.Discovery().V1().EndpointSlices(), Log: testLog(c.t),
+		Node: NodeFacts{Name: testnet.NodeName, Addresses: []netip.Addr{testnet.NodeIP4, testnet.NodeIP6}}, PodLinkGroup: testnet.LinkGroup, HostNetNS: c.Path("node"),
+		Services: factory.Core().V1().Services(), Slices: factory.Discovery().V1().EndpointSlices(), Log: testnet.Log(c.t),
 	})
-	must(c.t, err)
+	testnet.Must(c.t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done, isReady := make(chan error, 1), make(chan struct{}, 1)
 	change(p)
@@ -69,7 +71,7 @@ func (c *cluster) launch(change func(*Proxy)) (ready <-chan struct{}, stop func(
 			c.t.Errorf("Run: %v", err)
 		}
 		factory.Shutdown()
-		must(c.t, p.Close())
+		testnet.Must(c.t, p.Close())
 	}
 }
 
@@ -79,7 +81,7 @@ func (c *cluster) apply(s *corev1.Service) {
 	services := c.client.CoreV1().Services(s.Namespace)
 	if _, err := services.Update(c.t.Context(), s, metav1.UpdateOptions{}); err != nil {
 		_, err = services.Create(c.t.Context(), s, metav1.CreateOptions{})
-		must(c.t, err)
+		testnet.Must(c.t, err)
 	}
 }
 
@@ -91,15 +93,15 @@ func (c *cluster) endpoints(list ...string) {
 	slices := c.client.DiscoveryV1().EndpointSlices(s.Namespace)
 	if _, err := slices.Update(c.t.Context(), s, metav1.UpdateOptions{}); err != nil {
 		_, err = slices.Create(c.t.Context(), s, metav1.CreateOptions{})
-		must(c.t, err)
+		testnet.Must(c.t, err)
 	}
 }
 
-// becomes polls until the outcome is as wanted.
-func (c *cluster) becomes(what string, from *pod, network, to, want string) {
+// becomes polls until the testnet.Outcome is as wanted.
+func (c *cluster) becomes(what string, from *testnet.Pod, network, to, want string) {
 	c.t.Helper()
-	eventually(c.t, what+": "+want, func() error {
-		if got := outcome(from.ns, network, netip.MustParseAddrPort(to)); got != want {
+	testnet.Eventually(c.t, what+": "+want, func() error {
+		if got := testnet.Outcome(from.NS, network, netip.MustParseAddrPort(to)); got != want {
 			return fmt.Errorf("%s", got)
 		}
 		return nil
@@ -115,11 +117,11 @@ func withUDP() *corev1.Service {
 
 func TestProxyFollowsTheAPI(t *testing.T) {
 	c := newWorld(t).proxied()
-	client, one, two := c.pod(), c.pod(), c.pod()
-	c.serve(one.ns, "one", 8080)
-	c.serve(two.ns, "two", 8080)
-	from := " from " + client.v4.String()
-	at := func(p *pod) string { return p.v4.String() + "@" + testNode }
+	client, one, two := c.Pod(), c.Pod(), c.Pod()
+	c.Serve(one.NS, "one", 8080)
+	c.Serve(two.NS, "two", 8080)
+	from := " from " + client.V4.String()
+	at := func(p *testnet.Pod) string { return p.V4.String() + "@" + testnet.NodeName }
 	web := "10.96.0.10:80"
 	c.apply(withUDP())
 	c.becomes("a Service without endpoints", client, "tcp", web, "refused")
@@ -129,11 +131,11 @@ func TestProxyFollowsTheAPI(t *testing.T) {
 	c.becomes("another endpoint", client, "tcp", web, "two"+from)
 	c.endpoints(at(two), at(one)+" -ready")
 	c.becomes("a second that is not ready", client, "tcp", web, "two"+from)
-	c.in(c.node, "nft flush ruleset")
+	c.In(c.Node, "nft flush ruleset")
 	c.becomes("somebody emptied nftables", client, "tcp", web, "two"+from)
-	c.in(c.node, "nft delete table ip vk-metal-services")
+	c.In(c.Node, "nft delete table ip vk-metal-services")
 	c.becomes("somebody deleted our table", client, "tcp", web, "two"+from)
-	c.in(c.node, "nft flush map ip vk-metal-services slots")
+	c.In(c.Node, "nft flush map ip vk-metal-services slots")
 	c.becomes("somebody emptied a map", client, "tcp", web, "two"+from)
 	s := withUDP()
 	s.Spec.ClusterIP, s.Spec.ClusterIPs = "10.96.0.11", []string{"10.96.0.11"}
@@ -141,16 +143,16 @@ func TestProxyFollowsTheAPI(t *testing.T) {
 	c.becomes("another cluster IP", client, "tcp", "10.96.0.11:80", "two"+from)
 	s.Spec.Type, s.Spec.ExternalName = corev1.ServiceTypeExternalName, "example.org"
 	c.apply(s)
-	eventually(t, "nothing of it is left", func() error { return c.lacks("10.96.0.11", "10.96.0.10") })
+	testnet.Eventually(t, "nothing of it is left", func() error { return c.lacks("10.96.0.11", "10.96.0.10") })
 	s = withUDP()
 	c.apply(s)
 	c.becomes("and back", client, "tcp", web, "two"+from)
-	must(t, c.client.CoreV1().Services("ns").Delete(t.Context(), "web", metav1.DeleteOptions{}))
-	eventually(t, "nothing of it is left", func() error { return c.lacks("10.96.0.10", "10.244.1.") })
+	testnet.Must(t, c.client.CoreV1().Services("ns").Delete(t.Context(), "web", metav1.DeleteOptions{}))
+	testnet.Eventually(t, "nothing of it is left", func() error { return c.lacks("10.96.0.10", "10.244.1.") })
 }
 
 func (c *cluster) lacks(words ...string) error {
-	rules := c.ruleset()
+	rules := c.Ruleset()
 	for _, w := range words {
 		if strings.Contains(rules, w) {
 			return fmt.Errorf("the rules still have %s", w)
@@ -162,27 +164,27 @@ func (c *cluster) lacks(words ...string) error {
 // TestOthersTablesStay: what others have in nftables is not touched, ever.
 func TestOthersTablesStay(t *testing.T) {
 	c := newWorld(t)
-	c.in(c.node, "nft add table ip others", "nft add chain ip others c { type filter hook forward priority 0; }",
+	c.In(c.Node, "nft add table ip others", "nft add chain ip others c { type filter hook forward priority 0; }",
 		"nft add rule ip others c ip saddr 192.0.2.1 counter drop", "nft add table inet vk-metal-pods")
-	before := c.ruleset()
+	before := c.Ruleset()
 	p := c.proxied()
 	p.apply(baseService())
 	p.endpoints("10.0.0.1")
-	eventually(t, "rules are there", func() error {
-		if strings.Contains(p.ruleset(), "10.96.0.10 . tcp . 80") {
+	testnet.Eventually(t, "rules are there", func() error {
+		if strings.Contains(p.Ruleset(), "10.96.0.10 . tcp . 80") {
 			return nil
 		}
 		return fmt.Errorf("no rules")
 	})
-	p.in(p.node, "nft delete table ip vk-metal-services")
-	eventually(t, "they were put back", func() error {
-		if strings.Contains(p.ruleset(), "10.96.0.10 . tcp . 80") {
+	p.In(p.Node, "nft delete table ip vk-metal-services")
+	testnet.Eventually(t, "they were put back", func() error {
+		if strings.Contains(p.Ruleset(), "10.96.0.10 . tcp . 80") {
 			return nil
 		}
 		return fmt.Errorf("no rules")
 	})
 	for _, line := range strings.Split(before, "\n") {
-		if !strings.Contains(p.ruleset(), line) {
+		if !strings.Contains(p.Ruleset(), line) {
 			t.Errorf("lost %q", line)
 		}
 	}
@@ -192,12 +194,12 @@ func TestOthersTablesStay(t *testing.T) {
 // endpoint, and one that started before there was any, too.
 func TestUDPClientsMoveOn(t *testing.T) {
 	c := newWorld(t).proxied()
-	client, one, two := c.pod(), c.pod(), c.pod()
-	c.serve(one.ns, "one", 8080)
-	c.serve(two.ns, "two", 8080)
+	client, one, two := c.Pod(), c.Pod(), c.Pod()
+	c.Serve(one.NS, "one", 8080)
+	c.Serve(two.NS, "two", 8080)
 	c.apply(withUDP())
 	var conn net.Conn
-	must(t, client.ns.Do(func() (err error) {
+	testnet.Must(t, client.NS.Do(func() (err error) {
 		pc, err := net.ListenPacket("udp4", ":4000")
 		if err == nil {
 			conn = &steadyClient{pc, net.UDPAddrFromAddrPort(netip.MustParseAddrPort("10.96.0.10:53"))}
@@ -218,13 +220,13 @@ func TestUDPClientsMoveOn(t *testing.T) {
 		}
 	}
 	_, _ = conn.Write([]byte("?")) // before there is an endpoint
-	c.endpoints(one.v4.String())
-	eventually(t, "the first endpoint answers", answers("one"))
-	c.endpoints(two.v4.String())
-	eventually(t, "the second answers", answers("two"))
-	c.endpoints(one.v4.String(), two.v4.String())
+	c.endpoints(one.V4.String())
+	testnet.Eventually(t, "the first endpoint answers", answers("one"))
+	c.endpoints(two.V4.String())
+	testnet.Eventually(t, "the second answers", answers("two"))
+	c.endpoints(one.V4.String(), two.V4.String())
 	for range 5 {
-		eventually(t, "the client stays with its endpoint", answers("two"))
+		testnet.Eventually(t, "the client stays with its endpoint", answers("two"))
 	}
 }
 
@@ -245,12 +247,12 @@ func (s *steadyClient) Read(b []byte) (int, error) {
 // again when affinity is switched off.
 func TestAffinity(t *testing.T) {
 	c := newWorld(t).proxied()
-	client := c.pod()
+	client := c.Pod()
 	var list []string
 	for i := range 4 {
-		p := c.pod()
-		c.serve(p.ns, fmt.Sprintf("pod%d", i), 8080)
-		list = append(list, p.v4.String())
+		p := c.Pod()
+		c.Serve(p.NS, fmt.Sprintf("pod%d", i), 8080)
+		list = append(list, p.V4.String())
 	}
 	s := withUDP()
 	s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
@@ -258,16 +260,16 @@ func TestAffinity(t *testing.T) {
 	c.endpoints(list...)
 	to := netip.MustParseAddrPort("10.96.0.10:80")
 	var mine string
-	eventually(t, "somebody answers", func() error {
-		a, err := ask(client.ns, "tcp", to)
-		mine = a.who
+	testnet.Eventually(t, "somebody answers", func() error {
+		a, err := testnet.Ask(client.NS, "tcp", to)
+		mine = a.Who
 		return err
 	})
 	stays := func(what string) {
 		t.Helper()
 		for range 12 {
-			if a, err := ask(client.ns, "tcp", to); err != nil || a.who != mine {
-				t.Fatalf("%s: %s answers (%v), not %s\n%s", what, a.who, err, mine, c.ruleset())
+			if a, err := testnet.Ask(client.NS, "tcp", to); err != nil || a.Who != mine {
+				t.Fatalf("%s: %s answers (%v), not %s\n%s", what, a.Who, err, mine, c.Ruleset())
 			}
 		}
 	}
@@ -276,15 +278,15 @@ func TestAffinity(t *testing.T) {
 	_, _ = fmt.Sscanf(mine, "pod%d", &index)
 	others := append(append([]string{}, list[:index]...), list[index+1:]...)
 	c.endpoints(list[index], others[0])
-	eventually(t, "the others are gone", func() error { return c.lacks(others[1]+" . 8080", "10.0.0.1") })
+	testnet.Eventually(t, "the others are gone", func() error { return c.lacks(others[1]+" . 8080", "10.0.0.1") })
 	stays("fewer endpoints")
 	c.endpoints(list...)
 	stays("all again")
-	c.ruleset()
+	c.Ruleset()
 	c.endpoints(others...)
-	eventually(t, "another answers", func() error {
-		a, err := ask(client.ns, "tcp", to)
-		if err == nil && a.who == mine {
+	testnet.Eventually(t, "another answers", func() error {
+		a, err := testnet.Ask(client.NS, "tcp", to)
+		if err == nil && a.Who == mine {
 			err = fmt.Errorf("still %s", mine)
 		}
 		return err
@@ -292,9 +294,9 @@ func TestAffinity(t *testing.T) {
 	s = withUDP()
 	c.apply(s)
 	seen := map[string]bool{}
-	eventually(t, "all answer without affinity", func() error {
-		a, err := ask(client.ns, "tcp", to)
-		if seen[a.who] = true; err == nil && len(seen) < 3 {
+	testnet.Eventually(t, "all answer without affinity", func() error {
+		a, err := testnet.Ask(client.NS, "tcp", to)
+		if seen[a.Who] = true; err == nil && len(seen) < 3 {
 			err = fmt.Errorf("only %v", seen)
 		}
 		return err
@@ -309,22 +311,22 @@ func TestAffinity(t *testing.T) {
 func TestRestart(t *testing.T) {
 	c := &cluster{world: newWorld(t), client: fake.NewClientset()}
 	stop := c.start()
-	client, one := c.pod(), c.pod()
-	c.serve(one.ns, "one", 8080)
+	client, one := c.Pod(), c.Pod()
+	c.Serve(one.NS, "one", 8080)
 	c.apply(baseService())
 	gone := baseService()
 	gone.Name, gone.Spec.ClusterIP, gone.Spec.ClusterIPs = "gone", "10.96.0.99", []string{"10.96.0.99"}
 	c.apply(gone)
-	c.endpoints(one.v4.String())
-	want := "one from " + client.v4.String()
+	c.endpoints(one.V4.String())
+	want := "one from " + client.V4.String()
 	c.becomes("before", client, "tcp", "10.96.0.10:80", want)
 	stop()
-	must(t, c.client.CoreV1().Services("ns").Delete(t.Context(), "gone", metav1.DeleteOptions{}))
+	testnet.Must(t, c.client.CoreV1().Services("ns").Delete(t.Context(), "gone", metav1.DeleteOptions{}))
 	done, failed := make(chan struct{}), make(chan string, 1000)
 	go func() {
 		defer close(failed)
 		for {
-			if got := outcome(client.ns, "tcp", netip.MustParseAddrPort("10.96.0.10:80")); got != want {
+			if got := testnet.Outcome(client.NS, "tcp", netip.MustParseAddrPort("10.96.0.10:80")); got != want {
 				failed <- got
 			}
 			select {
@@ -353,7 +355,7 @@ func TestRestart(t *testing.T) {
 func TestHealth(t *testing.T) {
 	c := newWorld(t).proxied()
 	get := func(url string) (out string, err error) {
-		err = c.node.Do(func() error {
+		err = c.Node.Do(func() error {
 			b, err := exec.Command("curl", "-s", "-i", "--max-time", "2", url).Output()
 			out = string(b)
 			return err
@@ -362,7 +364,7 @@ func TestHealth(t *testing.T) {
 	}
 	has := func(url string, words ...string) {
 		t.Helper()
-		eventually(t, url+" has "+strings.Join(words, ", "), func() error {
+		testnet.Eventually(t, url+" has "+strings.Join(words, ", "), func() error {
 			out, err := get(url)
 			for _, w := range words {
 				if !strings.Contains(out, w) {
@@ -385,13 +387,13 @@ func TestHealth(t *testing.T) {
 	has("http://127.0.0.1:32123/", "503", "X-Load-Balancing-Endpoint-Weight: 0")
 	s.Spec.HealthCheckNodePort = 0
 	c.apply(s)
-	eventually(t, "the port is closed", func() error {
+	testnet.Eventually(t, "the port is closed", func() error {
 		if out, err := get("http://127.0.0.1:32123/"); err == nil {
 			return fmt.Errorf("%s", out)
 		}
 		return nil
 	})
-	c.proxy.SetNode(NodeFacts{Name: testNode, Leaving: true})
+	c.proxy.SetNode(NodeFacts{Name: testnet.NodeName, Leaving: true})
 	has("http://127.0.0.1:10256/healthz", "503", `"nodeEligible":false`)
 	has("http://127.0.0.1:10256/livez", "200 OK")
 }
@@ -410,18 +412,18 @@ func TestRivalComesAndGoes(t *testing.T) {
 	defer stop()
 	is := func(rules bool) func() error {
 		return func() error {
-			if got := strings.Contains(c.ruleset(), "10.96.0.10"); got != rules {
+			if got := strings.Contains(c.Ruleset(), "10.96.0.10"); got != rules {
 				return fmt.Errorf("there are rules: %t", got)
 			}
 			return nil
 		}
 	}
-	eventually(t, "rules from before are gone", is(false))
+	testnet.Eventually(t, "rules from before are gone", is(false))
 	for range 2 {
 		here.Store(false)
-		eventually(t, "there are rules again", is(true))
+		testnet.Eventually(t, "there are rules again", is(true))
 		here.Store(true)
-		eventually(t, "rules are gone", is(false))
+		testnet.Eventually(t, "rules are gone", is(false))
 	}
 }
 
@@ -441,7 +443,7 @@ func TestForbidden(t *testing.T) {
 	})
 	ready, stop := c.launch(func(*Proxy) {})
 	defer stop()
-	eventually(t, "it is told", func() error {
+	testnet.Eventually(t, "it is told", func() error {
 		c.proxy.mu.Lock()
 		defer c.proxy.mu.Unlock()
 		if !c.proxy.told {
@@ -449,7 +451,7 @@ func TestForbidden(t *testing.T) {
 		}
 		return nil
 	})
-	if !strings.Contains(c.ruleset(), "10.96.0.10") {
+	if !strings.Contains(c.Ruleset(), "10.96.0.10") {
 		t.Error("the rules are gone")
 	}
 	allowed.Store(true)

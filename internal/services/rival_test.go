@@ -4,6 +4,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/vk-metal/vk-metal/internal/testnet"
 )
 
 // TestRival: a kube-proxy counts only if it works on our network namespace.
@@ -21,10 +23,10 @@ func TestRival(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			proc := t.TempDir()
 			for pid, ns := range map[string]string{"self": "net:[1]", "17": c.netns, "irq": c.netns} {
-				must(t, os.MkdirAll(filepath.Join(proc, pid, "ns"), 0o755))
-				must(t, os.Symlink(ns, filepath.Join(proc, pid, "ns/net")))
+				testnet.Must(t, os.MkdirAll(filepath.Join(proc, pid, "ns"), 0o755))
+				testnet.Must(t, os.Symlink(ns, filepath.Join(proc, pid, "ns/net")))
 			}
-			must(t, os.WriteFile(filepath.Join(proc, "17/cmdline"), []byte(c.cmdline), 0o644))
+			testnet.Must(t, os.WriteFile(filepath.Join(proc, "17/cmdline"), []byte(c.cmdline), 0o644))
 			if _, got := rival(proc, "self"); got != c.want {
 				t.Errorf("found: %t, want %t", got, c.want)
 			}

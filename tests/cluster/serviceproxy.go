@@ -56,11 +56,12 @@ WantedBy=multi-user.target
 // The lines of the configuration that depend on what else the cluster has.
 const (
 	externalLine = "serviceProxy: external\n"
+	policyLine   = "networkPolicy: vk-metal\n"
 	dnsLine      = "clusterDNS: [" + controlplane.ClusterDNS + "]\n"
 )
 
 // settle lets the machine know who makes Services work and where the cluster's DNS is, also
-// where it was otherwise, and restarts what has to know.
+// where it was otherwise, turns network policies on, and restarts what has to know.
 func (c *Cluster) settle(ctx context.Context, machine *rig.Machine) error {
 	external := c.proxy == ServiceProxyKube
 	config, err := machine.Run(ctx, "cat", configFile)
@@ -72,7 +73,7 @@ func (c *Cluster) settle(ctx context.Context, machine *rig.Machine) error {
 			return err
 		}
 	}
-	wanted := withLine(withLine(config, externalLine, external), dnsLine, c.dns)
+	wanted := withLine(withLine(withLine(config, policyLine, true), externalLine, external), dnsLine, c.dns)
 	if wanted != config {
 		if err := machine.WriteFile(ctx, configFile, []byte(wanted), 0o644); err != nil {
 			return err

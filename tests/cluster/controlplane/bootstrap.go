@@ -37,9 +37,13 @@ func (cp *ControlPlane) bootstrap(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	nodes, err := os.ReadFile(filepath.Join(root, "packaging", "manifests", "node-rbac.yaml"))
-	if err != nil {
-		return fmt.Errorf("read the nodes' manifest: %w", err)
+	manifests := [][]byte{bootstrapManifest}
+	for _, name := range []string{"node-rbac.yaml", "network-policy-rbac.yaml"} {
+		manifest, err := os.ReadFile(filepath.Join(root, "packaging", "manifests", name))
+		if err != nil {
+			return fmt.Errorf("read the nodes' manifest: %w", err)
+		}
+		manifests = append(manifests, manifest)
 	}
 	client, err := cp.Client()
 	if err != nil {
@@ -48,8 +52,7 @@ func (cp *ControlPlane) bootstrap(ctx context.Context) error {
 	if err := cp.applyClusterInfo(ctx, client); err != nil {
 		return err
 	}
-	manifests := bytes.Join([][]byte{bootstrapManifest, nodes}, []byte("\n---\n"))
-	if err := cp.Apply(ctx, manifests); err != nil {
+	if err := cp.Apply(ctx, bytes.Join(manifests, []byte("\n---\n"))); err != nil {
 		return err
 	}
 	return WaitServiceAccount(ctx, client, metav1.NamespaceDefault)
