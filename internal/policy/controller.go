@@ -202,11 +202,11 @@ func (e *engine) apply(work pending) *changes {
 	for name, labels := range work.namespaces {
 		e.setNamespace(name, labels)
 	}
-	for uid, p := range work.pods {
-		e.setPod(uid, p)
-	}
 	for key, p := range work.policies {
 		e.setPolicy(key, p)
+	}
+	for uid, p := range work.pods {
+		e.setPod(uid, p)
 	}
 	return e.take()
 }

@@ -53,7 +53,7 @@ func goldenEngine(t *testing.T, policies string) *engine {
 	return e
 }
 
-func parsePolicies(t *testing.T, text string) (out []*networkingv1.NetworkPolicy) {
+func parsePolicies(t testing.TB, text string) (out []*networkingv1.NetworkPolicy) {
 	t.Helper()
 	for _, doc := range strings.Split(text, "\n---\n") {
 		p := &networkingv1.NetworkPolicy{}

@@ -32,7 +32,7 @@ func (w truth) direction(p packet, d networkingv1.PolicyType, self, peer netip.A
 			continue
 		}
 		for _, policy := range w.policies {
-			if policy.Namespace != pod.Namespace || !selects(&policy.Spec.PodSelector, pod.Labels) || !slices.Contains(types(policy), d) {
+			if policy.Namespace != pod.Namespace || !selects(&policy.Spec.PodSelector, pod.Labels) || !slices.Contains(typesOf(policy), d) {
 				continue
 			}
 			isolated = true
@@ -44,7 +44,7 @@ func (w truth) direction(p packet, d networkingv1.PolicyType, self, peer netip.A
 	return !isolated
 }
 
-func types(p *networkingv1.NetworkPolicy) []networkingv1.PolicyType {
+func typesOf(p *networkingv1.NetworkPolicy) []networkingv1.PolicyType {
 	if len(p.Spec.PolicyTypes) > 0 {
 		return p.Spec.PolicyTypes
 	}
