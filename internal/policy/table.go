@@ -120,8 +120,8 @@ func (b *batch) set(s Set, elements map[Element]bool) {
 	b.elements(k, list, b.c.SetAddElements)
 }
 
-func (b *batch) chain(name string) *nftables.Chain {
-	return b.c.AddChain(&nftables.Chain{Table: b.t.table, Name: name})
+func (b *batch) chain(name string) {
+	b.c.AddChain(&nftables.Chain{Table: b.t.table, Name: name})
 }
 
 func (b *batch) fill(name string, rules []Rule) {

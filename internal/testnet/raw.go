@@ -71,11 +71,9 @@ func Inject(ns *linuxns.NS, packets ...Packet) error {
 }
 
 func send(p Packet) error {
-	family, to := unix.AF_INET, unix.Sockaddr(nil)
+	family, to := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: p.To.As16()})
 	if p.To.Is4() {
-		to = &unix.SockaddrInet4{Addr: p.To.As4()}
-	} else {
-		family, to = unix.AF_INET6, &unix.SockaddrInet6{Addr: p.To.As16()}
+		family, to = unix.AF_INET, &unix.SockaddrInet4{Addr: p.To.As4()}
 	}
 	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
 	if err != nil {
@@ -135,7 +133,7 @@ func (t *Tap) Until(last Packet) (map[uint16]Packet, error) {
 }
 
 func parse(b []byte) (p Packet, ok bool) {
-	l4 := 0
+	var l4 int
 	switch {
 	case len(b) >= 24 && b[0]>>4 == 4:
 		p.From, p.To = netip.AddrFrom4([4]byte(b[12:16])), netip.AddrFrom4([4]byte(b[16:20]))
