@@ -16,6 +16,7 @@ import (
 	"github.com/vk-metal/vk-metal/internal/objects"
 	"github.com/vk-metal/vk-metal/internal/paths"
 	"github.com/vk-metal/vk-metal/internal/sandbox"
+	"github.com/vk-metal/vk-metal/internal/seccomp"
 	"github.com/vk-metal/vk-metal/internal/volumes"
 	"github.com/vk-metal/vk-metal/netns"
 	"github.com/vk-metal/vk-metal/probes"
@@ -89,6 +90,10 @@ type NodeFacts struct {
 	// UnsafeSysctls are the sysctls (or prefixes ending in *) that pods may set besides
 	// Kubernetes' safe ones.
 	UnsafeSysctls []string
+	// Seccomp is what seccomp profiles are compiled for; SeccompDefault gives the runtime's
+	// default profile to containers that name none.
+	Seccomp        seccomp.Host
+	SeccompDefault bool
 	// Privileged says whether privileged containers are allowed.
 	DenyPrivileged bool
 	// AppArmor and SELinux say that the kernel enforces them.

@@ -155,6 +155,9 @@ func (w *worker) startAttempt(ctx context.Context, pod *corev1.Pod, c podplan.Co
 	if err != nil {
 		return err
 	}
+	if cin.Seccomp, err = w.localSeccomp(pod, c); err != nil {
+		return errors.Join(err, w.p.deps.Logs.Discard(uid, c.Name, st.Attempt))
+	}
 	cin.Stdin, cin.Stdout, cin.Stderr, cin.Terminal = pipes.Stdin, pipes.Stdout, pipes.Stderr, pipes.Terminal
 	launch, err := podplan.Build(pod, c, st, s.in, cin)
 	var refusal *podplan.StartRefusal

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -15,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vk-metal/vk-metal/internal/launchspec"
+	"github.com/vk-metal/vk-metal/internal/seccomp"
 )
 
 func TestMachineExitCodes(t *testing.T) {
@@ -295,6 +297,20 @@ func TestMachineInside(t *testing.T) {
 			"seccomp", "grep Seccomp: /proc/self/status", "Seccomp:\t2\n",
 			func(s *launchspec.Spec) { s.SeccompBPF = []byte{6, 0, 0, 0, 0, 0, 0xff, 0x7f} },
 		}, // ret ALLOW
+		{
+			"seccomp leaves no capability behind", "grep -E '^(CapEff|CapBnd|Seccomp):' /proc/self/status | tr '\\n' ' '; unshare -U true 2>&1",
+			"CapEff:\t0000000000000001 CapBnd:\t0000000000000001 Seccomp:\t2 unshare: unshare(0x10000000): Operation not permitted\n",
+			defaultSeccomp,
+		},
+		{
+			"nor for a user", "grep -E '^(CapEff|CapPrm|Seccomp):' /proc/self/status | tr '\\n' ' '",
+			"CapPrm:\t0000000000000000 CapEff:\t0000000000000000 Seccomp:\t2 ",
+			func(s *launchspec.Spec) { defaultSeccomp(s); s.User.Name = "web" },
+		},
+		{
+			"seccomp with no_new_privs", "grep -E '^(NoNewPrivs|Seccomp):' /proc/self/status | tr '\\n' ' '", "NoNewPrivs:\t1 Seccomp:\t2 ",
+			func(s *launchspec.Spec) { defaultSeccomp(s); s.NoNewPrivileges = true },
+		},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			got := script(test.script, test.change)
@@ -306,6 +322,13 @@ func TestMachineInside(t *testing.T) {
 			}
 		})
 	}
+}
+
+// defaultSeccomp gives a container with one capability the default profile.
+func defaultSeccomp(s *launchspec.Spec) {
+	s.Capabilities = []string{"CAP_CHOWN"}
+	s.SeccompBPF, _ = seccomp.Default().Compile(s.Capabilities, seccomp.HostOf(runtime.GOARCH, ""))
+	s.SeccompFlags = seccomp.Default().Flags()
 }
 
 func cgroupView(m *machine) string {

@@ -43,8 +43,10 @@ func capMask(spec *launchspec.Spec) (uint64, error) {
 	return mask, nil
 }
 
-// restrict drops what the container must not have. A seccomp filter loaded without
-// no_new_privs needs CAP_SYS_ADMIN, so it comes before the drop then, else last.
+// restrict drops what the container must not have, except for the seccomp filter, which is
+// loaded last: a profile need not know the calls that are made here. Loading it without
+// no_new_privs needs CAP_SYS_ADMIN, which stays until then. execve takes it away: it
+// computes the capabilities anew, from the bounding set for root, none for others.
 func restrict(spec *launchspec.Spec) error {
 	mask, err := capMask(spec)
 	if err != nil {
@@ -53,13 +55,11 @@ func restrict(spec *launchspec.Spec) error {
 	if err := raiseEffective(); err != nil {
 		return err
 	}
-	if !spec.NoNewPrivileges {
-		if err := loadSeccomp(spec.SeccompBPF); err != nil {
-			return err
-		}
-	}
 	if err := dropBounding(mask); err != nil {
 		return err
+	}
+	if len(spec.SeccompBPF) > 0 && !spec.NoNewPrivileges {
+		mask |= 1 << unix.CAP_SYS_ADMIN
 	}
 	if err := limitCaps(mask); err != nil {
 		return err
@@ -70,7 +70,7 @@ func restrict(spec *launchspec.Spec) error {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("set no_new_privs: %w", err)
 	}
-	return loadSeccomp(spec.SeccompBPF)
+	return nil
 }
 
 type capSets [2]unix.CapUserData
@@ -139,7 +139,7 @@ func dropBounding(mask uint64) error {
 }
 
 // loadSeccomp installs a compiled filter on this thread, which is the one that execs.
-func loadSeccomp(program []byte) error {
+func loadSeccomp(program []byte, flags uint32) error {
 	if len(program) == 0 {
 		return nil
 	}
@@ -150,7 +150,7 @@ func loadSeccomp(program []byte) error {
 	filters := make([]unix.SockFilter, len(program)/size)
 	copy(unsafe.Slice((*byte)(unsafe.Pointer(&filters[0])), len(program)), program)
 	prog := unix.SockFprog{Len: uint16(len(filters)), Filter: &filters[0]}
-	_, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, 0, uintptr(unsafe.Pointer(&prog)))
+	_, _, errno := unix.RawSyscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, uintptr(flags), uintptr(unsafe.Pointer(&prog)))
 	runtime.KeepAlive(filters)
 	if errno != 0 {
 		return fmt.Errorf("load seccomp filter: %w", errno)

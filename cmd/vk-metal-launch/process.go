@@ -57,6 +57,9 @@ func become(spec *launchspec.Spec, u *user, dieWithParent bool) error {
 	if err := unix.PthreadSigmask(unix.SIG_SETMASK, &unix.Sigset_t{}, nil); err != nil {
 		return fmt.Errorf("clear signal mask: %w", err)
 	}
+	if err := loadSeccomp(spec.SeccompBPF, spec.SeccompFlags); err != nil {
+		return err
+	}
 	return execError(args[0], syscall.Exec(program, args, stringsOf(env)))
 }
 

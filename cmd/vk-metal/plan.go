@@ -3,10 +3,12 @@ package main
 import (
 	"cmp"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"unicode/utf8"
 
 	"github.com/spf13/cobra"
@@ -17,6 +19,7 @@ import (
 	"github.com/vk-metal/vk-metal/internal/logs"
 	"github.com/vk-metal/vk-metal/internal/paths"
 	"github.com/vk-metal/vk-metal/internal/poddefaults"
+	"github.com/vk-metal/vk-metal/internal/seccomp"
 	"github.com/vk-metal/vk-metal/provider/podplan"
 )
 
@@ -117,7 +120,7 @@ func planInputs(layout paths.Layout, pod *corev1.Pod) podplan.PodInputs {
 	in := podplan.PodInputs{
 		Layout: layout, Hostname: cmp.Or(pod.Spec.Hostname, pod.Name), IPC: layout.Namespace(uid, "ipc"), Shm: layout.PodRun(uid) + "/shm",
 		Hosts: layout.PodLib(uid) + "/etc-hosts", ResolvConf: layout.PodLib(uid) + "/resolv.conf", HostnameFile: layout.PodLib(uid) + "/hostname",
-		Volumes: map[string]podplan.Volume{},
+		Volumes: map[string]podplan.Volume{}, Seccomp: seccomp.HostOf(runtime.GOARCH, ""),
 	}
 	if !pod.Spec.HostNetwork {
 		in.NetNS = layout.Namespace(uid, "net")
@@ -180,6 +183,9 @@ func readable(tree any) {
 		for key, value := range node {
 			if list, ok := value.([]any); ok && (key == "args" || key == "env") {
 				texts(list)
+			}
+			if program, ok := value.(string); ok && key == "seccompBPF" {
+				node[key] = fmt.Sprintf("<%d bytes>", base64.StdEncoding.DecodedLen(len(program)))
 			}
 			readable(value)
 		}

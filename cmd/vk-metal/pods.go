@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 	"github.com/vk-metal/vk-metal/internal/node"
 	"github.com/vk-metal/vk-metal/internal/objects"
 	"github.com/vk-metal/vk-metal/internal/sandbox"
+	"github.com/vk-metal/vk-metal/internal/seccomp"
 	"github.com/vk-metal/vk-metal/internal/task"
 	"github.com/vk-metal/vk-metal/internal/volumes"
 	"github.com/vk-metal/vk-metal/netns"
@@ -90,6 +92,8 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 		Node: provider.NodeFacts{
 			MemoryCapacity: a.nodeOptions().Host.Meminfo()["MemTotal"], Allocatable: allocatable, Self: a.self,
 			AppArmor: hostHas("/sys/module/apparmor/parameters/enabled", "Y"), SELinux: hostHas("/sys/fs/selinux/enforce", ""),
+			Seccomp: seccomp.HostOf(runtime.GOARCH, kernelRelease()), SeccompDefault: a.cfg.SeccompDefault,
+			UnsafeSysctls: a.cfg.AllowedUnsafeSysctls,
 		},
 		StepHook: stepHook(),
 	}))
@@ -126,6 +130,12 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 func hostHas(path, prefix string) bool {
 	data, err := os.ReadFile(path)
 	return err == nil && strings.HasPrefix(string(data), prefix)
+}
+
+// kernelRelease is uname -r.
+func kernelRelease() string {
+	data, _ := os.ReadFile("/proc/sys/kernel/osrelease")
+	return strings.TrimSpace(string(data))
 }
 
 // self is our own Node as it was last seen, nil before.

@@ -50,6 +50,11 @@ type Config struct {
 	// StaticPodPath is a directory of manifests of pods that this node runs by itself; empty
 	// means none.
 	StaticPodPath string
+	// SeccompDefault gives the runtime's default seccomp profile to containers that name none.
+	SeccompDefault bool
+	// AllowedUnsafeSysctls are sysctls, or groups of them ending in *, that pods may set
+	// besides Kubernetes' safe ones.
+	AllowedUnsafeSysctls []string
 
 	Registries Registries
 	HostImages HostImages

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"net/url"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -39,6 +40,8 @@ func (c *Config) fields(d *decoder) []field {
 		{"systemReserved", func(key string, node *yaml.Node) { c.SystemReserved = d.resources(key, node) }},
 		parsed(d, "resolvConf", &c.ResolvConf, parsePath),
 		parsed(d, "staticPodPath", &c.StaticPodPath, parsePath),
+		parsed(d, "seccompDefault", &c.SeccompDefault, parseBool),
+		listOf(d, "allowedUnsafeSysctls", &c.AllowedUnsafeSysctls, parseSysctl),
 		d.section("registries", parsed(d, "configPath", &c.Registries.ConfigPath, parsePath)),
 		d.section("hostImages", parsed(d, "enabled", &c.HostImages.Enabled, parseBool)),
 		d.section("network",
@@ -173,6 +176,24 @@ func parseInt(low, high int) func(string) (int, error) {
 		}
 		return n, nil
 	}
+}
+
+// namespacedSysctls are the groups that the kernel keeps per namespace, as a kubelet has them.
+var namespacedSysctls = []string{"kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue.", "net."}
+
+var sysctlPattern = regexp.MustCompile(`^[a-z0-9]([-_a-z0-9]*[a-z0-9])?([./][a-z0-9*]([-_a-z0-9*]*[a-z0-9*])?)*$`)
+
+// parseSysctl accepts a sysctl, or a group of them that ends in *, that is namespaced.
+func parseSysctl(text string) (string, error) {
+	name := strings.ReplaceAll(text, "/", ".")
+	prefix := strings.TrimSuffix(name, "*")
+	if !sysctlPattern.MatchString(text) || strings.Contains(prefix, "*") {
+		return "", fmt.Errorf("%q is not a sysctl such as net.core.somaxconn, nor a group such as net.*", text)
+	}
+	if !slices.ContainsFunc(namespacedSysctls, func(group string) bool { return strings.HasPrefix(prefix, group) }) {
+		return "", fmt.Errorf("%q is not namespaced: a pod would change the whole host; use kernel.shm*, kernel.msg*, kernel.sem, fs.mqueue.* or net.*", text)
+	}
+	return name, nil
 }
 
 func parseBool(text string) (bool, error) {

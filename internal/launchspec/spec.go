@@ -50,9 +50,11 @@ type Spec struct {
 	NoNewPrivileges bool     `json:"noNewPrivileges"`
 	Privileged      bool     `json:"privileged"`
 	// SeccompBPF is a compiled classic-BPF program (struct sock_filter array), empty for none.
-	SeccompBPF []byte   `json:"seccompBPF,omitempty"`
-	Rlimits    []Rlimit `json:"rlimits,omitempty"`
-	Umask      *uint32  `json:"umask,omitempty"`
+	SeccompBPF []byte `json:"seccompBPF,omitempty"`
+	// SeccompFlags are SECCOMP_FILTER_FLAG_* for the program.
+	SeccompFlags uint32   `json:"seccompFlags,omitempty"`
+	Rlimits      []Rlimit `json:"rlimits,omitempty"`
+	Umask        *uint32  `json:"umask,omitempty"`
 	// OOMScoreAdj is tried and not insisted on: lowering it needs CAP_SYS_RESOURCE.
 	OOMScoreAdj *int `json:"oomScoreAdj,omitempty"`
 

@@ -76,6 +76,9 @@ func (l Layout) Layer(uid, container string, attempt int) string {
 // Images is the content store and the unpacked layers.
 func (l Layout) Images() string { return filepath.Join(l.Lib, "images") }
 
+// SeccompProfiles is the kubelet's directory of Localhost profiles.
+func (l Layout) SeccompProfiles() string { return filepath.Join(l.Kubelet, "seccomp") }
+
 // PKI holds the rotated client and serving certificates.
 func (l Layout) PKI() string { return filepath.Join(l.Lib, "pki") }
 

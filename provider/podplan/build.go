@@ -50,7 +50,10 @@ func Build(pod *corev1.Pod, c Container, start Start, in PodInputs, cin Containe
 		ErrorRecord: in.Layout.ErrorRecord(string(pod.UID), c.Name, start.Attempt),
 		ExitRecord:  in.Layout.ExitRecord(string(pod.UID), c.Name, start.Attempt),
 	}
-	secure(&spec, pod, c)
+	secure(&spec, c)
+	if err := confine(&spec, pod, c, in, cin); err != nil {
+		return Launch{}, err
+	}
 	adjust := oomScoreAdjust(pod, c, in.MemoryCapacity)
 	spec.OOMScoreAdj = &adjust
 	return Launch{Unit: unitOf(pod, c, start, in, cin, &adjust), Spec: spec}, nil

@@ -3,6 +3,7 @@ package podplan
 import (
 	"github.com/vk-metal/vk-metal/internal/launchspec"
 	"github.com/vk-metal/vk-metal/internal/paths"
+	"github.com/vk-metal/vk-metal/internal/seccomp"
 )
 
 // PodInputs are the resolved parts that a pod's containers share.
@@ -23,6 +24,11 @@ type PodInputs struct {
 
 	MemoryCapacity int64  `json:"memoryCapacity"`
 	PodPidsLimit   uint64 `json:"podPidsLimit,omitempty"`
+
+	// Seccomp is what profiles are compiled for; SeccompDefault gives the runtime's default
+	// profile to containers that name none.
+	Seccomp        seccomp.Host `json:"-"`
+	SeccompDefault bool         `json:"seccompDefault,omitempty"`
 }
 
 // Volume is a volume ready on the host.
@@ -67,6 +73,8 @@ type ContainerInputs struct {
 	// PIDOf is whose PID namespace is joined: an ephemeral container's target's, or the
 	// pod's; nil for a new one.
 	PIDOf *launchspec.UnitProcess
+	// Seccomp is the profile of LocalSeccomp.
+	Seccomp *seccomp.Profile
 }
 
 // ConfigError says that a container cannot be started as it is configured. Reason goes

@@ -1,97 +1,81 @@
 package podplan
 
 import (
-	"encoding/binary"
+	"fmt"
+	"path"
 	"slices"
+	"strings"
+	"sync"
 
-	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/vk-metal/vk-metal/internal/launchspec"
+	"github.com/vk-metal/vk-metal/internal/seccomp"
 )
 
-// The default seccomp profile refuses (EPERM) the system calls that containerd's default
-// profile refuses to a process without the capability named (contrib/seccomp,
-// "DefaultProfile"); the ones under "" are refused to everybody. Calls of another
-// architecture end the process.
-var refusedWithout = map[string][]uint32{
-	"": {
-		unix.SYS_ADD_KEY, unix.SYS_KEYCTL, unix.SYS_REQUEST_KEY, unix.SYS_USERFAULTFD, unix.SYS_NFSSERVCTL,
-		unix.SYS_MOVE_PAGES, unix.SYS_SWAPON, unix.SYS_SWAPOFF, unix.SYS_KEXEC_LOAD, unix.SYS_IO_URING_SETUP,
-		unix.SYS_IO_URING_ENTER, unix.SYS_IO_URING_REGISTER,
-	},
-	"CAP_SYS_ADMIN": {
-		unix.SYS_MOUNT, unix.SYS_UMOUNT2, unix.SYS_PIVOT_ROOT, unix.SYS_SETNS, unix.SYS_UNSHARE, unix.SYS_FSOPEN,
-		unix.SYS_FSMOUNT, unix.SYS_FSCONFIG, unix.SYS_FSPICK, unix.SYS_MOVE_MOUNT, unix.SYS_OPEN_TREE,
-		unix.SYS_MOUNT_SETATTR, unix.SYS_FANOTIFY_INIT, unix.SYS_LOOKUP_DCOOKIE, unix.SYS_QUOTACTL,
-		unix.SYS_QUOTACTL_FD, unix.SYS_SETDOMAINNAME, unix.SYS_SETHOSTNAME,
-	},
-	"CAP_BPF":             {unix.SYS_BPF},
-	"CAP_PERFMON":         {unix.SYS_PERF_EVENT_OPEN},
-	"CAP_DAC_READ_SEARCH": {unix.SYS_OPEN_BY_HANDLE_AT},
-	"CAP_SYS_BOOT":        {unix.SYS_REBOOT, unix.SYS_KEXEC_FILE_LOAD},
-	"CAP_SYS_MODULE":      {unix.SYS_INIT_MODULE, unix.SYS_FINIT_MODULE, unix.SYS_DELETE_MODULE},
-	"CAP_SYS_PACCT":       {unix.SYS_ACCT},
-	"CAP_SYS_TIME":        {unix.SYS_SETTIMEOFDAY, unix.SYS_CLOCK_SETTIME},
-	"CAP_SYS_TTY_CONFIG":  {unix.SYS_VHANGUP},
-	"CAP_SYSLOG":          {unix.SYS_SYSLOG},
-	"CAP_SYS_NICE":        {unix.SYS_MBIND, unix.SYS_SET_MEMPOLICY, unix.SYS_MIGRATE_PAGES},
-}
-
-// Offsets in struct seccomp_data, and verdicts (linux/seccomp.h).
-const (
-	dataNr, dataArch, dataArg0 = 0, 4, 16
-	verdictAllow               = 0x7fff0000
-	verdictKill                = 0x80000000
-	verdictEPERM               = 0x00050000 | uint32(unix.EPERM)
-	verdictENOSYS              = 0x00050000 | uint32(unix.ENOSYS)
-	newNamespaces              = 0x7E020000 // CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET}
-)
-
-// DefaultSeccomp compiles the profile for a process that keeps these capabilities.
-func DefaultSeccomp(capabilities []string) []byte {
-	p := program{}
-	p.add(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, 0, 0, dataArch)
-	p.add(unix.BPF_JMP|unix.BPF_JEQ|unix.BPF_K, 1, 0, auditArch)
-	p.add(unix.BPF_RET|unix.BPF_K, 0, 0, verdictKill)
-	p.add(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, 0, 0, dataNr)
-	// x32 calls carry bit 30 under the architecture of x86-64.
-	p.add(unix.BPF_JMP|unix.BPF_JGE|unix.BPF_K, 0, 1, 0x40000000)
-	p.add(unix.BPF_RET|unix.BPF_K, 0, 0, verdictKill)
-	var refused []uint32
-	for capability, calls := range refusedWithout {
-		if capability == "" || !slices.Contains(capabilities, capability) {
-			refused = append(refused, calls...)
+// LocalSeccomp is the file, below the node's directory of profiles, of a container that
+// has a Localhost profile; "" for all others. A name that leads out of the directory is a
+// *ConfigError.
+func LocalSeccomp(pod *corev1.Pod, c Container) (string, error) {
+	profile := seccompProfile(pod, c)
+	if privileged(c) || profile == nil || profile.Type != corev1.SeccompProfileTypeLocalhost {
+		return "", nil
+	}
+	if profile.LocalhostProfile == nil || *profile.LocalhostProfile == "" {
+		return "", &ConfigError{CreateContainerConfigError, "localhostProfile must be set if seccompProfile type is Localhost."}
+	}
+	name := *profile.LocalhostProfile
+	if path.IsAbs(name) || slices.Contains(strings.Split(name, "/"), "..") || strings.IndexByte(name, 0) >= 0 {
+		return "", &ConfigError{
+			CreateContainerConfigError,
+			fmt.Sprintf("seccompProfile.localhostProfile %q must be relative to the node's directory of profiles and not contain \"..\"", name),
 		}
 	}
-	slices.Sort(refused)
-	for _, nr := range refused {
-		p.refuse(nr, verdictEPERM)
+	return path.Clean(name), nil
+}
+
+func seccompProfile(pod *corev1.Pod, c Container) *corev1.SeccompProfile {
+	return or(containerContext(c).SeccompProfile, podContext(pod).SeccompProfile)
+}
+
+// confine compiles the container's seccomp profile into the spec. Privileged containers
+// have none, as with containerd.
+func confine(spec *launchspec.Spec, pod *corev1.Pod, c Container, in PodInputs, cin ContainerInputs) error {
+	profile := cin.Seccomp
+	wanted := seccompProfile(pod, c)
+	switch {
+	case privileged(c):
+		return nil
+	case wanted == nil && in.SeccompDefault, wanted != nil && wanted.Type == corev1.SeccompProfileTypeRuntimeDefault:
+		profile = seccomp.Default()
+	case wanted == nil || wanted.Type == corev1.SeccompProfileTypeUnconfined:
+		return nil
+	case profile == nil:
+		return &ConfigError{CreateContainerConfigError, fmt.Sprintf("seccompProfile of type %q is not there", wanted.Type)}
 	}
-	if !slices.Contains(capabilities, "CAP_SYS_ADMIN") {
-		p.refuse(unix.SYS_CLONE3, verdictENOSYS) // libc falls back to clone, whose flags can be seen
-		p.refuseClone()
+	program, err := compiled(profile, spec.Capabilities, in.Seccomp)
+	if err != nil {
+		return &ConfigError{CreateContainerError, "cannot compile seccomp profile: " + err.Error()}
 	}
-	p.add(unix.BPF_RET|unix.BPF_K, 0, 0, verdictAllow)
-	return p.bytes
+	spec.SeccompBPF, spec.SeccompFlags = program, profile.Flags()
+	return nil
 }
 
-// program is an array of struct sock_filter in the host's byte order.
-type program struct{ bytes []byte }
+// defaultPrograms keeps the default profile's program by capabilities and host: there are
+// few, and each takes half a millisecond to make.
+var defaultPrograms sync.Map
 
-func (p *program) add(code uint16, jt, jf uint8, k uint32) {
-	p.bytes = binary.NativeEndian.AppendUint16(p.bytes, code)
-	p.bytes = append(p.bytes, jt, jf)
-	p.bytes = binary.NativeEndian.AppendUint32(p.bytes, k)
-}
-
-func (p *program) refuse(nr, verdict uint32) {
-	p.add(unix.BPF_JMP|unix.BPF_JEQ|unix.BPF_K, 0, 1, nr)
-	p.add(unix.BPF_RET|unix.BPF_K, 0, 0, verdict)
-}
-
-// refuseClone refuses clone with any CLONE_NEW flag (its first argument here).
-func (p *program) refuseClone() {
-	p.add(unix.BPF_JMP|unix.BPF_JEQ|unix.BPF_K, 0, 4, unix.SYS_CLONE)
-	p.add(unix.BPF_LD|unix.BPF_W|unix.BPF_ABS, 0, 0, dataArg0)
-	p.add(unix.BPF_JMP|unix.BPF_JSET|unix.BPF_K, 0, 1, newNamespaces)
-	p.add(unix.BPF_RET|unix.BPF_K, 0, 0, verdictEPERM)
-	p.add(unix.BPF_RET|unix.BPF_K, 0, 0, verdictAllow)
+func compiled(profile *seccomp.Profile, caps []string, host seccomp.Host) ([]byte, error) {
+	if profile != seccomp.Default() {
+		return profile.Compile(caps, host)
+	}
+	key := fmt.Sprint(host, slices.Sorted(slices.Values(caps)))
+	if program, ok := defaultPrograms.Load(key); ok {
+		return program.([]byte), nil
+	}
+	program, err := profile.Compile(caps, host)
+	if err == nil {
+		defaultPrograms.Store(key, program)
+	}
+	return program, err
 }

@@ -45,7 +45,7 @@ func privileged(c Container) bool {
 }
 
 // secure fills in what limits the process.
-func secure(spec *launchspec.Spec, pod *corev1.Pod, c Container) {
+func secure(spec *launchspec.Spec, c Container) {
 	sc := c.SecurityContext
 	spec.Capabilities = capabilities(sc)
 	if privileged(c) {
@@ -54,9 +54,6 @@ func secure(spec *launchspec.Spec, pod *corev1.Pod, c Container) {
 	}
 	spec.MaskedPaths, spec.ReadonlyPaths = maskedPaths, readonlyPaths
 	spec.NoNewPrivileges = sc != nil && sc.AllowPrivilegeEscalation != nil && !*sc.AllowPrivilegeEscalation
-	if seccompDefault(pod, sc) {
-		spec.SeccompBPF = DefaultSeccomp(spec.Capabilities)
-	}
 }
 
 // capabilities applies add and drop in containerd's order: ALL first, single names after.
@@ -165,15 +162,6 @@ func id(n *int64) *uint32 {
 	}
 	v := uint32(*n)
 	return &v
-}
-
-// seccompDefault says whether the runtime's default profile applies.
-func seccompDefault(pod *corev1.Pod, sc *corev1.SecurityContext) bool {
-	profile := podContext(pod).SeccompProfile
-	if sc != nil && sc.SeccompProfile != nil {
-		profile = sc.SeccompProfile
-	}
-	return profile != nil && profile.Type == corev1.SeccompProfileTypeRuntimeDefault
 }
 
 // NetSysctls are the pod's sysctls of its network namespace, containerSysctls the others.

@@ -43,9 +43,6 @@ var podRules = []struct {
 	{"spec.shareProcessNamespace", notYet, func(s *corev1.PodSpec) bool { return s.ShareProcessNamespace != nil && *s.ShareProcessNamespace }},
 	{"spec.runtimeClassName", notYet, func(s *corev1.PodSpec) bool { return s.RuntimeClassName != nil && *s.RuntimeClassName != "" }},
 	{"spec.resourceClaims", notYet, func(s *corev1.PodSpec) bool { return len(s.ResourceClaims) > 0 }},
-	{"spec.securityContext.seccompProfile", "only RuntimeDefault and Unconfined are supported", func(s *corev1.PodSpec) bool {
-		return s.SecurityContext != nil && localSeccomp(s.SecurityContext.SeccompProfile)
-	}},
 }
 
 var containerRules = []struct {
@@ -57,9 +54,6 @@ var containerRules = []struct {
 	{"securityContext.procMount", "Unmasked needs hostUsers: false, which is " + notYet, func(_ *corev1.PodSpec, c Container) bool {
 		pm := containerContext(c).ProcMount
 		return pm != nil && *pm == corev1.UnmaskedProcMount
-	}},
-	{"securityContext.seccompProfile", "only RuntimeDefault and Unconfined are supported", func(_ *corev1.PodSpec, c Container) bool {
-		return localSeccomp(containerContext(c).SeccompProfile)
 	}},
 	{"restartPolicyRules", "action RestartAllContainers is " + notYet, func(_ *corev1.PodSpec, c Container) bool {
 		return slices.ContainsFunc(c.RestartPolicyRules, func(r corev1.ContainerRestartRule) bool {
@@ -77,10 +71,6 @@ var containerRules = []struct {
 	{"env", "valueFrom.fileKeyRef is " + notYet, func(_ *corev1.PodSpec, c Container) bool {
 		return slices.ContainsFunc(c.Env, func(e corev1.EnvVar) bool { return e.ValueFrom != nil && e.ValueFrom.FileKeyRef != nil })
 	}},
-}
-
-func localSeccomp(p *corev1.SeccompProfile) bool {
-	return p != nil && p.Type == corev1.SeccompProfileTypeLocalhost
 }
 
 // Refusals lists what of the pod cannot be honoured on this node.
