@@ -45,6 +45,8 @@ type Deps struct {
 	Probes  probes.Manager
 	Logs    Logs
 	Sandbox Sandbox
+	// AppArmor may be nil where Node.AppArmor is false.
+	AppArmor AppArmor
 	// Services feeds the service environment variables; nil leaves them out.
 	Services corelisters.ServiceLister
 

@@ -162,13 +162,11 @@ func TestRefusedEphemeralContainerHoldsNobodyElseBack(t *testing.T) {
 		w.create("a", nil)
 		w.until("Running", w.podIs("a", corev1.PodRunning))
 		w.debug("a", "debugger", "", func(e *corev1.EphemeralContainer) {
-			e.SecurityContext = &corev1.SecurityContext{
-				SeccompProfile: &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeLocalhost}, AppArmorProfile: &corev1.AppArmorProfile{Type: corev1.AppArmorProfileTypeRuntimeDefault},
-			}
+			e.SecurityContext = &corev1.SecurityContext{AppArmorProfile: &corev1.AppArmorProfile{Type: corev1.AppArmorProfileTypeRuntimeDefault}}
 		})
 		w.until("the debugger is refused", func() bool {
 			waiting := w.ephemeral("a").State.Waiting
-			return waiting != nil && waiting.Reason == "UnsupportedPodSpec" && strings.Contains(waiting.Message, "spec.ephemeralContainers{debugger}.securityContext.seccompProfile")
+			return waiting != nil && waiting.Reason == "UnsupportedPodSpec" && strings.Contains(waiting.Message, "spec.ephemeralContainers{debugger}.securityContext.appArmorProfile")
 		})
 		w.exit(a, "app", 1)
 		w.until("the app runs again", func() bool {

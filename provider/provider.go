@@ -37,6 +37,8 @@ type Provider struct {
 	reader   pulse // of unit events
 	granted  allocations
 	static   statics
+
+	appArmorMissing sync.Once // told that the default profile cannot be had
 }
 
 // New makes a Provider; nothing happens before Run.

@@ -155,7 +155,10 @@ func (w *worker) startAttempt(ctx context.Context, pod *corev1.Pod, c podplan.Co
 	if err != nil {
 		return err
 	}
-	if cin.Seccomp, err = w.localSeccomp(pod, c); err != nil {
+	if cin.Seccomp, err = w.localSeccomp(pod, c); err == nil {
+		cin.AppArmor, err = w.appArmor(pod, c)
+	}
+	if err != nil {
 		return errors.Join(err, w.p.deps.Logs.Discard(uid, c.Name, st.Attempt))
 	}
 	cin.Stdin, cin.Stdout, cin.Stderr, cin.Terminal = pipes.Stdin, pipes.Stdout, pipes.Stderr, pipes.Terminal

@@ -66,6 +66,7 @@ type world struct {
 	ips      int
 	// allocatable is the node's; nil counts nothing.
 	allocatable corev1.ResourceList
+	facts       func(*Deps) // what else the agent is told; may be nil
 	offers      map[types.UID][]endpoints.Endpoint
 	reading     bool // slices are not known yet
 	// manifests are those of static pods; changedManifests tells the agent of the moment.
@@ -140,7 +141,7 @@ func (w *world) boot(dieAt string) *agent {
 	a := &agent{w: w, done: make(chan struct{}), dieAt: dieAt, events: make(chan systemd.Event, 1000)}
 	ctx, cancel := context.WithCancel(context.Background())
 	a.cancel = cancel
-	p, err := New(Deps{
+	deps := Deps{
 		NodeName: "n1", Client: w.client, Layout: w.layout, Runtime: fakeRuntime{a}, Executor: fakeRuntime{a}, Network: fakeNetwork{a},
 		Images: fakeImages{a}, Volumes: fakeVolumes{a}, Objects: fakeObjects{a}, Probes: fakeProbes{a}, Logs: fakeLogs{a}, Sandbox: fakeSandbox{a},
 		Recorder: fakeRecorder{a}, Log: slog.New(slog.DiscardHandler),
@@ -152,7 +153,11 @@ func (w *world) boot(dieAt string) *agent {
 			Allocatable: func() corev1.ResourceList { return w.allocatable },
 			Self:        func() *corev1.Node { return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "node-1"}} },
 		},
-	})
+	}
+	if w.facts != nil {
+		w.facts(&deps)
+	}
+	p, err := New(deps)
 	if err != nil {
 		w.t.Fatal(err)
 	}

@@ -45,6 +45,10 @@ func build(specPath string, ch channel) error {
 	if err != nil {
 		return err
 	}
+	profile, err := openAppArmor(spec)
+	if err != nil {
+		return err
+	}
 	if err := buildRoot(spec, specPath); err != nil {
 		return err
 	}
@@ -64,7 +68,7 @@ func build(specPath string, ch channel) error {
 	if err := stdio.install(user); err != nil {
 		return err
 	}
-	return become(spec, user, false)
+	return become(spec, user, profile, false)
 }
 
 // hideSelf closes the ways between us and whoever is in the namespaces already.

@@ -191,6 +191,10 @@ func execJoin(args []string, ch channel) error {
 	if err := ch.wait(); err != nil {
 		return errLauncherGone
 	}
+	profile, err := openAppArmor(request.spec)
+	if err != nil {
+		return err
+	}
 	// A mount namespace is joined by a process that shares its root with nobody.
 	if err := unix.Unshare(unix.CLONE_FS); err != nil {
 		return fmt.Errorf("unshare root: %w", err)
@@ -208,7 +212,7 @@ func execJoin(args []string, ch channel) error {
 	if err := ownStdio(u); err != nil {
 		return err
 	}
-	return become(request.command(), u, true)
+	return become(request.command(), u, profile, true)
 }
 
 // command is the container's spec with the request's command in it.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -18,8 +19,9 @@ import (
 	"github.com/vk-metal/vk-metal/internal/launchspec"
 )
 
-// become turns this thread into the workload. It returns only an error.
-func become(spec *launchspec.Spec, u *user, dieWithParent bool) error {
+// become turns this thread into the workload, confined by an AppArmor profile if there is
+// one. It returns only an error.
+func become(spec *launchspec.Spec, u *user, profile *os.File, dieWithParent bool) error {
 	env := withHome(spec.Env, u.Home)
 	if spec.TTY {
 		env = withTerm(env)
@@ -35,6 +37,9 @@ func become(spec *launchspec.Spec, u *user, dieWithParent bool) error {
 		if err := enterWorkDir(spec.Dir); err != nil {
 			return err
 		}
+	}
+	if err := confine(profile, spec.AppArmor); err != nil {
+		return err
 	}
 	if err := restrict(spec); err != nil {
 		return err

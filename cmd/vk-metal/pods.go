@@ -13,6 +13,7 @@ import (
 	"k8s.io/client-go/informers"
 
 	"github.com/vk-metal/vk-metal/hostgw"
+	"github.com/vk-metal/vk-metal/internal/apparmor"
 	"github.com/vk-metal/vk-metal/internal/images"
 	"github.com/vk-metal/vk-metal/internal/node"
 	"github.com/vk-metal/vk-metal/internal/objects"
@@ -84,14 +85,16 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 	}
 	a.pods.probes = prometheus.NewRegistry()
 	prober := probes.New(execProber{a.pods.systemd, a.g.layout}, probes.WithRegistry(a.pods.probes))
+	armor := apparmor.New(apparmor.Options{})
 	a.pods.provider, err = provider.New(mutate(provider.Deps{
 		NodeName: a.name, Client: a.client, Layout: a.g.layout,
 		Runtime: a.pods.systemd, Executor: a.pods.systemd, Usage: a.pods.systemd, Network: a.pods.network, Policy: a.admission(), Images: a.pods.images,
 		Volumes: vols, Objects: source, Probes: prober, Logs: logStreams{a.g.layout, a.cfg.Logs}, Sandbox: sandbox.New(a.g.layout),
+		AppArmor: armor,
 		Services: services.Lister(), Hold: hold, Static: a.staticPods, Recorder: a.recorder, Log: a.log, DNS: a.dns(), HostIPs: a.hostIPs,
 		Node: provider.NodeFacts{
 			MemoryCapacity: a.nodeOptions().Host.Meminfo()["MemTotal"], Allocatable: allocatable, Self: a.self,
-			AppArmor: hostHas("/sys/module/apparmor/parameters/enabled", "Y"), SELinux: hostHas("/sys/fs/selinux/enforce", ""),
+			AppArmor: armor.Enabled(), SELinux: hostHas("/sys/fs/selinux/enforce", ""),
 			Seccomp: seccomp.HostOf(runtime.GOARCH, kernelRelease()), SeccompDefault: a.cfg.SeccompDefault,
 			UnsafeSysctls: a.cfg.AllowedUnsafeSysctls,
 		},

@@ -52,9 +52,11 @@ type Spec struct {
 	// SeccompBPF is a compiled classic-BPF program (struct sock_filter array), empty for none.
 	SeccompBPF []byte `json:"seccompBPF,omitempty"`
 	// SeccompFlags are SECCOMP_FILTER_FLAG_* for the program.
-	SeccompFlags uint32   `json:"seccompFlags,omitempty"`
-	Rlimits      []Rlimit `json:"rlimits,omitempty"`
-	Umask        *uint32  `json:"umask,omitempty"`
+	SeccompFlags uint32 `json:"seccompFlags,omitempty"`
+	// AppArmor is the profile that confines the process, empty for none.
+	AppArmor string   `json:"appArmor,omitempty"`
+	Rlimits  []Rlimit `json:"rlimits,omitempty"`
+	Umask    *uint32  `json:"umask,omitempty"`
 	// OOMScoreAdj is tried and not insisted on: lowering it needs CAP_SYS_RESOURCE.
 	OOMScoreAdj *int `json:"oomScoreAdj,omitempty"`
 

@@ -147,7 +147,7 @@ func TestHostSecurityModules(t *testing.T) {
 	}{
 		"AppArmor's default, without AppArmor": {profile(corev1.AppArmorProfileTypeRuntimeDefault), Policy{}, true, "AppArmor"},
 		"no profile, without AppArmor":         {profile(corev1.AppArmorProfileTypeUnconfined), Policy{}, false, ""},
-		"AppArmor's default, with AppArmor":    {profile(corev1.AppArmorProfileTypeRuntimeDefault), Policy{AppArmor: true}, true, ""},
+		"AppArmor's default, with AppArmor":    {profile(corev1.AppArmorProfileTypeRuntimeDefault), Policy{AppArmor: true}, false, ""},
 		"a label, without SELinux":             {labelled, Policy{}, false, ""},
 		"a label, with SELinux":                {labelled, Policy{SELinux: true}, true, ""},
 	} {

@@ -75,6 +75,8 @@ type ContainerInputs struct {
 	PIDOf *launchspec.UnitProcess
 	// Seccomp is the profile of LocalSeccomp.
 	Seccomp *seccomp.Profile
+	// AppArmor is the loaded profile that confines the container, empty for none.
+	AppArmor string
 }
 
 // ConfigError says that a container cannot be started as it is configured. Reason goes
