@@ -118,7 +118,7 @@ func (w *worker) noteRunning(a *attempt, at time.Time) error {
 	if a.rec.Launched || at.IsZero() {
 		return nil
 	}
-	a.rec.Launched, a.rec.StartedAt = true, at
+	a.rec.Launched, a.rec.StartedAt, a.rec.User = true, at, w.startedAs(a.rec)
 	return a.rec.save(w.p.deps.Layout, string(w.uid))
 }
 
@@ -174,7 +174,7 @@ func (w *worker) view(pod *corev1.Pod, a *attempt) podplan.Attempt {
 	v := podplan.Attempt{
 		Number: a.rec.Number, Unit: a.rec.Unit, SpecHash: a.rec.SpecHash, Imported: a.rec.Imported,
 		CreatedAt: a.rec.CreatedAt, Backoff: a.rec.Backoff, StartedAt: a.rec.StartedAt,
-		Image: a.rec.Image, ImageID: a.rec.ImageID, Resources: a.rec.Resources, PostStart: a.rec.PostStart, Killing: a.rec.Kill != nil,
+		Image: a.rec.Image, ImageID: a.rec.ImageID, User: a.rec.User, Resources: a.rec.Resources, PostStart: a.rec.PostStart, Killing: a.rec.Kill != nil,
 		Phase: podplan.Running,
 	}
 	switch {

@@ -34,6 +34,8 @@ type attemptRecord struct {
 	Launched  bool      `json:"launched,omitempty"`
 	StartedAt time.Time `json:"startedAt,omitzero"`
 
+	// User is who the process was started as.
+	User *corev1.LinuxContainerUser `json:"user,omitempty"`
 	// Resources are what the process runs with.
 	Resources *corev1.ResourceRequirements `json:"resources,omitempty"`
 

@@ -280,7 +280,7 @@ func (w *worker) launch(ctx context.Context, pod *corev1.Pod, c podplan.Containe
 		w.event(pod, &c, corev1.EventTypeWarning, "Failed", "Error: "+message)
 		return nil
 	}
-	a.rec.Launched, a.rec.StartedAt = true, started.StartedAt
+	a.rec.Launched, a.rec.StartedAt, a.rec.User = true, started.StartedAt, w.startedAs(a.rec)
 	if err := w.step("started", func() error { return a.rec.save(w.p.deps.Layout, string(w.uid)) }); err != nil {
 		w.log.Error("Cannot record a start", "container", c.Name, "err", err)
 	}

@@ -96,7 +96,7 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 			MemoryCapacity: a.nodeOptions().Host.Meminfo()["MemTotal"], Allocatable: allocatable, Self: a.self,
 			AppArmor: armor.Enabled(), SELinux: hostHas("/sys/fs/selinux/enforce", ""),
 			Seccomp: seccomp.HostOf(runtime.GOARCH, kernelRelease()), SeccompDefault: a.cfg.SeccompDefault,
-			UnsafeSysctls: a.cfg.AllowedUnsafeSysctls,
+			UnsafeSysctls: a.cfg.AllowedUnsafeSysctls, PodPidsLimit: uint64(max(0, a.cfg.PodPidsLimit)),
 		},
 		StepHook: stepHook(),
 	}))

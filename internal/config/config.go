@@ -50,6 +50,8 @@ type Config struct {
 	// StaticPodPath is a directory of manifests of pods that this node runs by itself; empty
 	// means none.
 	StaticPodPath string
+	// PodPidsLimit bounds the processes and threads of each pod; -1 is none.
+	PodPidsLimit int
 	// SeccompDefault gives the runtime's default seccomp profile to containers that name none.
 	SeccompDefault bool
 	// AllowedUnsafeSysctls are sysctls, or groups of them ending in *, that pods may set
@@ -146,6 +148,7 @@ func Default() Config {
 		BootstrapKubeconfig: "/etc/vk-metal/bootstrap-kubeconfig",
 		ClusterDomain:       "cluster.local",
 		MaxPods:             110,
+		PodPidsLimit:        -1,
 		ResolvConf:          "",
 		Registries:          Registries{ConfigPath: "/etc/vk-metal/certs.d"},
 		Network:             Network{Masquerade: true, Encapsulation: "Never", VXLANPort: 4789, Routing: "HostGW"},

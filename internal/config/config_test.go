@@ -30,6 +30,7 @@ maxPods: 250
 kubeReserved: {cpu: 100m, memory: 256Mi}
 systemReserved: {memory: 1Gi}
 staticPodPath: /etc/kubernetes/manifests/
+podPidsLimit: 4096
 seccompDefault: true
 allowedUnsafeSysctls: [net.core.somaxconn, "kernel.msg*", net/ipv4/*]
 registries:
@@ -60,7 +61,7 @@ func TestParseFull(t *testing.T) {
 	if c.Logs != (Logs{50 << 20, 3}) || c.Network.Masquerade || c.Network.MTU != 1400 || c.Network.Encapsulation != "CrossSubnet" || c.Network.VXLANPort != 4789 || !c.HostImages.Enabled {
 		t.Errorf("sections: %+v %+v", c.Logs, c.Network)
 	}
-	if want := []string{"net.core.somaxconn", "kernel.msg*", "net.ipv4.*"}; !c.SeccompDefault || !slices.Equal(c.AllowedUnsafeSysctls, want) {
+	if want := []string{"net.core.somaxconn", "kernel.msg*", "net.ipv4.*"}; !c.SeccompDefault || c.PodPidsLimit != 4096 || !slices.Equal(c.AllowedUnsafeSysctls, want) {
 		t.Errorf("seccompDefault %v, sysctls %q", c.SeccompDefault, c.AllowedUnsafeSysctls)
 	}
 	if want := netip.MustParseAddr("2001:db8::10"); len(c.NodeIPs) != 2 || c.NodeIPs[1] != want {
@@ -128,6 +129,7 @@ func TestParseMistakes(t *testing.T) {
 		"level":               {head + "logLevel: loud\n", "must be one of debug"},
 		"not UTF-8":           {head + "nodeName: \xff\n", "not UTF-8"},
 		"a host's sysctl":     {head + "allowedUnsafeSysctls: [vm.swappiness]\n", `"vm.swappiness" is not namespaced`},
+		"few processes":       {head + "podPidsLimit: 0\n", `"0" must be a whole number from 16 to 4194304, or -1 for none`},
 		"every sysctl":        {head + "allowedUnsafeSysctls: [\"*\"]\n", "is not a sysctl"},
 		"thresholds":          {head + "imageGCLowThresholdPercent: 90\n", "f.yaml:4: imageGCLowThresholdPercent: must be below imageGCHighThresholdPercent, which is 85"},
 		"length of time":      {head + "imageMinimumGCAge: 2 days\n", "is not a length of time"},

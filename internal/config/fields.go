@@ -40,6 +40,7 @@ func (c *Config) fields(d *decoder) []field {
 		{"systemReserved", func(key string, node *yaml.Node) { c.SystemReserved = d.resources(key, node) }},
 		parsed(d, "resolvConf", &c.ResolvConf, parsePath),
 		parsed(d, "staticPodPath", &c.StaticPodPath, parsePath),
+		parsed(d, "podPidsLimit", &c.PodPidsLimit, parsePidsLimit),
 		parsed(d, "seccompDefault", &c.SeccompDefault, parseBool),
 		listOf(d, "allowedUnsafeSysctls", &c.AllowedUnsafeSysctls, parseSysctl),
 		d.section("registries", parsed(d, "configPath", &c.Registries.ConfigPath, parsePath)),
@@ -176,6 +177,18 @@ func parseInt(low, high int) func(string) (int, error) {
 		}
 		return n, nil
 	}
+}
+
+// parsePidsLimit leaves room for a pod's own processes: one for each of some containers.
+func parsePidsLimit(text string) (int, error) {
+	if text == "-1" {
+		return -1, nil
+	}
+	n, err := parseInt(16, 1<<22)(text)
+	if err != nil {
+		return 0, fmt.Errorf("%w, or -1 for none", err)
+	}
+	return n, nil
 }
 
 // namespacedSysctls are the groups that the kernel keeps per namespace, as a kubelet has them.

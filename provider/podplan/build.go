@@ -50,6 +50,9 @@ func Build(pod *corev1.Pod, c Container, start Start, in PodInputs, cin Containe
 		ErrorRecord: in.Layout.ErrorRecord(string(pod.UID), c.Name, start.Attempt),
 		ExitRecord:  in.Layout.ExitRecord(string(pod.UID), c.Name, start.Attempt),
 	}
+	if name := unknownCapability(c.SecurityContext); name != "" {
+		return Launch{}, &ConfigError{CreateContainerError, fmt.Sprintf("unknown capability %q in securityContext.capabilities.add", name)}
+	}
 	spec.AppArmor = cin.AppArmor
 	secure(&spec, c)
 	if err := confine(&spec, pod, c, in, cin); err != nil {

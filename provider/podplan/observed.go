@@ -55,6 +55,8 @@ type Attempt struct {
 	Image   string `json:"image,omitempty"`
 	ImageID string `json:"imageID,omitempty"`
 
+	// User is who the process was started as; nil where that is not known.
+	User *corev1.LinuxContainerUser `json:"user,omitempty"`
 	// Resources are what the process runs with; nil where that is not known.
 	Resources *corev1.ResourceRequirements `json:"resources,omitempty"`
 

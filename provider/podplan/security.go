@@ -56,6 +56,20 @@ func secure(spec *launchspec.Spec, c Container) {
 	spec.NoNewPrivileges = sc != nil && sc.AllowPrivilegeEscalation != nil && !*sc.AllowPrivilegeEscalation
 }
 
+// unknownCapability names a capability to add that the kernel does not know, "" for none. What
+// is to be dropped may be unknown: nobody has it.
+func unknownCapability(sc *corev1.SecurityContext) string {
+	if sc == nil || sc.Capabilities == nil {
+		return ""
+	}
+	for _, name := range normalized(sc.Capabilities.Add) {
+		if name != "CAP_ALL" && !slices.Contains(allCapabilities, name) {
+			return name
+		}
+	}
+	return ""
+}
+
 // capabilities applies add and drop in containerd's order: ALL first, single names after.
 func capabilities(sc *corev1.SecurityContext) []string {
 	caps := slices.Clone(defaultCapabilities)
@@ -93,8 +107,11 @@ func normalized(names []corev1.Capability) []string {
 func userOf(pod *corev1.Pod, c Container, image Image) (launchspec.User, error) {
 	psc, sc := podContext(pod), containerContext(c)
 	uid, gid := or(sc.RunAsUser, psc.RunAsUser), or(sc.RunAsGroup, psc.RunAsGroup)
-	if err := checkNonRoot(or(sc.RunAsNonRoot, psc.RunAsNonRoot), uid, image.User); err != nil {
-		return launchspec.User{}, err
+	if problem := breaksNonRoot(or(sc.RunAsNonRoot, psc.RunAsNonRoot), uid, image.User); problem != "" {
+		return launchspec.User{}, &ConfigError{
+			CreateContainerConfigError,
+			fmt.Sprintf("%s (pod: %q, container: %s)", problem, fmt.Sprintf("%s_%s(%s)", pod.Name, pod.Namespace, pod.UID), c.Name),
+		}
 	}
 	user := launchspec.User{UID: id(uid), GID: id(gid)}
 	if uid == nil {
@@ -111,28 +128,27 @@ func userOf(pod *corev1.Pod, c Container, image Image) (launchspec.User, error) 
 	return user, nil
 }
 
-func checkNonRoot(nonRoot *bool, uid *int64, imageUser string) error {
+// breaksNonRoot says why a container is not known to run as another user than root, in a
+// kubelet's words (pkg/kubelet/kuberuntime/security_context.go); "" if it is.
+func breaksNonRoot(nonRoot *bool, uid *int64, imageUser string) string {
 	if nonRoot == nil || !*nonRoot {
-		return nil
+		return ""
 	}
 	if uid != nil {
 		if *uid == 0 {
-			return &ConfigError{CreateContainerConfigError, "container's runAsUser breaks non-root policy"}
+			return "container's runAsUser breaks non-root policy"
 		}
-		return nil
+		return ""
 	}
 	name, _, _ := strings.Cut(imageUser, ":")
 	number, err := strconv.ParseUint(name, 10, 32)
 	switch {
 	case name == "" || err == nil && number == 0:
-		return &ConfigError{CreateContainerConfigError, "container has runAsNonRoot and image will run as root"}
+		return "container has runAsNonRoot and image will run as root"
 	case err != nil:
-		return &ConfigError{
-			CreateContainerConfigError,
-			fmt.Sprintf("container has runAsNonRoot and image has non-numeric user (%s), cannot verify user is non-root", name),
-		}
+		return fmt.Sprintf("container has runAsNonRoot and image has non-numeric user (%s), cannot verify user is non-root", name)
 	}
-	return nil
+	return ""
 }
 
 func podContext(pod *corev1.Pod) corev1.PodSecurityContext {

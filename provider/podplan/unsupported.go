@@ -75,7 +75,7 @@ var containerRules = []struct {
 
 // Refusals lists what of the pod cannot be honoured on this node.
 func Refusals(pod *corev1.Pod, policy Policy) []Refusal {
-	refusals := append(admission(pod, policy), hostSecurity(pod, policy)...)
+	refusals := append(append(admission(pod, policy), hostSecurity(pod, policy)...), linesOf(pod)...)
 	for _, rule := range podRules {
 		if rule.refused(&pod.Spec) {
 			refusals = append(refusals, Refusal{Field: rule.field, Reason: rule.reason})

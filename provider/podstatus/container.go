@@ -49,6 +49,9 @@ func container(pod *corev1.Pod, c podplan.Container, in Input) corev1.ContainerS
 		status.Image = last.Image
 	}
 	status.ImageID = last.ImageID
+	if last.User != nil {
+		status.User = &corev1.ContainerUser{Linux: last.User}
+	}
 	if len(attempts) > 1 {
 		status.LastTerminationState = terminated(pod, c, attempts[len(attempts)-2])
 	}
