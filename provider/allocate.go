@@ -108,6 +108,10 @@ func (w *worker) admit(pod *corev1.Pod) error {
 	granted.mu.Lock()
 	defer granted.mu.Unlock()
 	if !w.ran() {
+		if w.p.down.get() {
+			w.rejected = &podplan.Refusal{Field: "spec.nodeName", Admission: shutdownRefusal, Reason: "Pod was rejected as the node is shutting down."}
+			return nil
+		}
 		if w.rejected = podplan.Admit(pod, w.p.place(w.uid)); w.rejected != nil {
 			w.log.Info("Pod is not admitted", "reason", w.rejected.Admission, "message", w.rejected.Reason)
 			return nil

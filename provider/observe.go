@@ -60,6 +60,9 @@ func (w *worker) observe(ctx context.Context, pod *corev1.Pod, gone bool) (podpl
 	}
 	w.dirty = false
 	obs.Offer = w.offer(pod, obs.Now)
+	if w.evicted != nil {
+		obs.Evict, obs.EvictGrace = &w.evicted.Ending, &w.evicted.Grace
+	}
 	w.show()
 	return obs, nil
 }

@@ -37,6 +37,7 @@ type Provider struct {
 	reader   pulse // of unit events
 	granted  allocations
 	static   statics
+	down     down
 
 	appArmorMissing sync.Once // told that the default profile cannot be had
 }

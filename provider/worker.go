@@ -42,6 +42,10 @@ type worker struct {
 	changed bool
 	visible map[string][]shown
 	mirror  *corev1.Pod // shows a static pod in the API; nil for none
+	// eviction is asked for by others, and kept on disk once the loop has seen it.
+	eviction *evictRecord
+	dead     chan struct{} // closed when no process of the pod is left
+	told     chan struct{} // closed when, besides, the API has the final status
 
 	// Only the loop touches these.
 	attempts map[string][]*attempt
@@ -62,6 +66,7 @@ type worker struct {
 
 	hold      *holdRecord // nil before a hold
 	withdrawn time.Time   // since when Services offer the pod to nobody
+	evicted   *evictRecord
 
 	unitsDirty chan struct{}
 	looking    pulse
@@ -70,7 +75,8 @@ type worker struct {
 func newWorker(p *Provider, pod *corev1.Pod) *worker {
 	return &worker{
 		p: p, uid: pod.UID, pod: pod, ops: ops{}, wake: make(chan struct{}, 1), unitsDirty: make(chan struct{}, 1),
-		log:      p.log.With("pod", pod.Namespace+"/"+pod.Name, "uid", pod.UID),
+		log:  p.log.With("pod", pod.Namespace+"/"+pod.Name, "uid", pod.UID),
+		dead: make(chan struct{}), told: make(chan struct{}),
 		attempts: map[string][]*attempt{}, dirty: true, started: time.Now(), events: eventLimiter{},
 	}
 }
@@ -233,6 +239,7 @@ func (w *worker) sync(ctx context.Context) (finished bool) {
 		w.giveBack()
 	}
 	reported := w.report(pod, gone, obs, decision, waiting, refused)
+	w.showEnd(decision, reported)
 	w.p.lookedAt(w.uid)
 	return w.end(pod, gone, decision, reported)
 }
@@ -270,7 +277,13 @@ func (w *worker) load(pod *corev1.Pod, gone bool) error {
 		if err := w.loadHold(); err != nil {
 			return err
 		}
+		if err := w.loadEviction(); err != nil {
+			return err
+		}
 		w.loaded = true
+	}
+	if err := w.takeEviction(); err != nil {
+		return err
 	}
 	w.mu.Lock()
 	changed := w.changed

@@ -129,6 +129,7 @@ type agent struct {
 	mu       sync.Mutex
 	dead     bool
 	dieAt    string // step to be killed at
+	dieAfter int    // so many steps it lives; 0 for ever
 	steps    []string
 	events   chan systemd.Event
 	onProbe  func(string)
@@ -181,7 +182,7 @@ func (a *agent) stop() {
 func (a *agent) step(name string) {
 	a.mu.Lock()
 	a.steps = append(a.steps, name)
-	if name == a.dieAt && !a.dead {
+	if (name == a.dieAt || a.dieAfter > 0 && len(a.steps) >= a.dieAfter) && !a.dead {
 		a.dead = true
 		a.cancel()
 	}

@@ -181,6 +181,7 @@ func (a *agent) checks() []node.Check {
 		}},
 		{Name: "container runtime network", Run: func(context.Context) error { return a.pods.network.Ready() }},
 		{Name: "log writer", Run: logWriterRuns},
+		{Run: a.stays},
 	}
 }
 

@@ -125,6 +125,7 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 			return a.pods.routes.Run(ctx)
 		}),
 		task.New("provider", a.runProvider),
+		task.New("shutdown", a.runShutdown),
 		task.New("image-gc", a.collectImages),
 	}, bgpTasks...), nil
 }

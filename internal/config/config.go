@@ -69,6 +69,7 @@ type Config struct {
 	NetworkPolicy string
 	Logs          Logs
 	ImageGC       ImageGC
+	Shutdown      Shutdown
 	StopHold      StopHold
 	Listen        Listen
 	LogLevel      slog.Level
@@ -123,6 +124,13 @@ type ImageGC struct {
 	HighThresholdPercent, LowThresholdPercent int
 	// MinimumAge keeps images that were used less long ago.
 	MinimumAge time.Duration
+}
+
+// Shutdown says how long the server's shutdown waits for pods.
+type Shutdown struct {
+	// GracePeriod in all; 0 leaves pods to systemd. CriticalPods is the part of it that is kept
+	// for critical pods, which end last.
+	GracePeriod, CriticalPods time.Duration
 }
 
 // StopHold says how long the stop of a deleted pod waits for its clients to be sent elsewhere.

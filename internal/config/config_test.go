@@ -45,6 +45,8 @@ logs: {maxSize: 50Mi, maxFiles: 3}
 imageGCHighThresholdPercent: 70
 imageGCLowThresholdPercent: 50
 imageMinimumGCAge: 1h
+shutdownGracePeriod: 30s
+shutdownGracePeriodCriticalPods: 10s
 stopHold: {enabled: true, settleTime: 3s, maxGracePercent: 40}
 listen: {address: 192.0.2.10, port: 10251}
 logLevel: debug
@@ -75,6 +77,9 @@ func TestParseFull(t *testing.T) {
 	}
 	if c.StaticPodPath != "/etc/kubernetes/manifests" {
 		t.Errorf("static pods: %q", c.StaticPodPath)
+	}
+	if c.Shutdown != (Shutdown{30 * time.Second, 10 * time.Second}) {
+		t.Errorf("shutdown: %+v", c.Shutdown)
 	}
 	memory := c.Reserved()[corev1.ResourceMemory]
 	if memory.String() != "1280Mi" {
@@ -132,6 +137,7 @@ func TestParseMistakes(t *testing.T) {
 		"few processes":       {head + "podPidsLimit: 0\n", `"0" must be a whole number from 16 to 4194304, or -1 for none`},
 		"every sysctl":        {head + "allowedUnsafeSysctls: [\"*\"]\n", "is not a sysctl"},
 		"thresholds":          {head + "imageGCLowThresholdPercent: 90\n", "f.yaml:4: imageGCLowThresholdPercent: must be below imageGCHighThresholdPercent, which is 85"},
+		"critical pods":       {head + "shutdownGracePeriod: 5s\nshutdownGracePeriodCriticalPods: 10s\n", "f.yaml:5: shutdownGracePeriodCriticalPods: must not be more than shutdownGracePeriod, which is 5s"},
 		"length of time":      {head + "imageMinimumGCAge: 2 days\n", "is not a length of time"},
 		"log size":            {head + "logs: {maxSize: 1}\n", "from 64Ki to 16Gi"},
 		"BGP without config":  {head + "network: {routing: BGP}\n", "f.yaml:4: network.routing: BGP needs a BGP configuration"},

@@ -60,6 +60,8 @@ func (c *Config) fields(d *decoder) []field {
 		d.section("logs",
 			parsed(d, "maxSize", &c.Logs.MaxSize, parseLogSize),
 			parsed(d, "maxFiles", &c.Logs.MaxFiles, parseInt(2, 1000))),
+		parsed(d, "shutdownGracePeriod", &c.Shutdown.GracePeriod, parseDuration),
+		parsed(d, "shutdownGracePeriodCriticalPods", &c.Shutdown.CriticalPods, parseDuration),
 		d.section("stopHold",
 			parsed(d, "enabled", &c.StopHold.Enabled, parseBool),
 			parsed(d, "settleTime", &c.StopHold.SettleTime, parseDuration),

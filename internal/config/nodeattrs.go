@@ -123,6 +123,9 @@ func (d *decoder) crossCheck(c *Config, root *yaml.Node) {
 	if network := lookup(root, "network"); c.Network.Routing != "HostGW" && !c.Network.BGPEnabled() {
 		d.fail(network.Line, "network.routing", "%s needs a BGP configuration: set network.bgpConfig or network.bgpConfigMap", c.Network.Routing)
 	}
+	if critical := lookup(root, "shutdownGracePeriodCriticalPods"); critical != nil && c.Shutdown.CriticalPods > c.Shutdown.GracePeriod {
+		d.fail(critical.Line, "shutdownGracePeriodCriticalPods", "must not be more than shutdownGracePeriod, which is %s", c.Shutdown.GracePeriod)
+	}
 	if len(c.ClusterDNS) > 3 {
 		d.fail(lookup(root, "clusterDNS").Line, "clusterDNS", "resolvers use three servers at most")
 	}

@@ -12,7 +12,8 @@ import (
 
 // Check is one thing that must hold for the node to be Ready.
 type Check struct {
-	// Name opens the message when it fails: "systemd", "pod network", "log writer".
+	// Name opens the message when it fails: "systemd", "pod network", "log writer". Without
+	// one the error is the message.
 	Name string
 	// Run returns why not; it is given checkTimeout.
 	Run func(ctx context.Context) error
@@ -27,7 +28,7 @@ func ready(ctx context.Context, checks []Check) corev1.NodeCondition {
 	var failed []string
 	for _, check := range checks {
 		if err := check.Run(ctx); err != nil {
-			failed = append(failed, check.Name+" not ready: "+err.Error())
+			failed = append(failed, strings.TrimPrefix(check.Name+" not ready: ", " not ready: ")+err.Error())
 		}
 	}
 	if len(failed) > 0 {

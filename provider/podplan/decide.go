@@ -149,7 +149,11 @@ func (d *decider) end() {
 // grace is how long the pod's containers have from the beginning of their end; a hold has
 // taken its part before.
 func (d *decider) grace() time.Duration {
-	return max(PodGrace(d.pod)-d.obs.held(), minimalGrace)
+	grace := PodGrace(d.pod)
+	if most := d.obs.EvictGrace; d.obs.Evict != nil && most != nil {
+		grace = min(grace, *most)
+	}
+	return max(grace-d.obs.held(), minimalGrace)
 }
 
 // minimalGrace is left to containers even where 0 was asked for, as a kubelet does.

@@ -83,6 +83,8 @@ type Observed struct {
 	Gone bool `json:"gone,omitempty"`
 	// Evict, when set, ends the pod with this reason and message.
 	Evict *Ending `json:"evict,omitempty"`
+	// EvictGrace bounds the grace period of an evicted pod; nil leaves it its own.
+	EvictGrace *time.Duration `json:"evictGrace,omitempty"`
 	// Offer is how Services offer the pod to clients; nil where that is not asked.
 	Offer *Offer `json:"offer,omitempty"`
 }
@@ -91,6 +93,8 @@ type Observed struct {
 type Ending struct {
 	Reason  string `json:"reason"`
 	Message string `json:"message,omitempty"`
+	// Disrupts says that the node ends a pod that did nothing wrong: Jobs do not count it.
+	Disrupts bool `json:"disrupts,omitempty"`
 }
 
 // latest returns a container's newest attempt.

@@ -36,6 +36,12 @@ func conditions(pod *corev1.Pod, s corev1.PodStatus, in Input) []corev1.PodCondi
 		containersReady,
 		{Type: corev1.PodScheduled, Status: corev1.ConditionTrue},
 	}
+	if failure := in.Decision.Failure; failure != nil && failure.Disrupts {
+		out = slices.DeleteFunc(out, func(c corev1.PodCondition) bool { return c.Type == corev1.DisruptionTarget })
+		own = append(own, corev1.PodCondition{
+			Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: corev1.PodReasonTerminationByKubelet, Message: failure.Message,
+		})
+	}
 	for _, c := range append(own, resizing(pod, in)...) {
 		c.ObservedGeneration = pod.Generation
 		out = append(out, withTime(c, pod.Status.Conditions, in))
