@@ -15,7 +15,7 @@ func (a *agent) runShutdown(ctx context.Context, ready func()) error {
 		<-ctx.Done()
 		return nil
 	}
-	return shutdown.Run(ctx, shutdown.Options{
+	err := shutdown.Run(ctx, shutdown.Options{
 		Delay: grace, Log: a.log,
 		Begin: func(ctx context.Context) {
 			done := make(chan struct{})
@@ -31,6 +31,10 @@ func (a *agent) runShutdown(ctx context.Context, ready func()) error {
 			a.node.Changed()
 		},
 	})
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
 }
 
 // stays fails while the server is going down.

@@ -41,7 +41,7 @@ const (
 	retryMax    = time.Minute
 )
 
-// Run holds the lock until ctx ends. Where logind cannot be had it tries again: D-Bus and
+// Run holds the lock until ctx ends, and returns ctx's error. Where logind cannot be had it tries again: D-Bus and
 // logind may be restarted at any time.
 func Run(ctx context.Context, o Options) error {
 	if o.Dir == "" {
@@ -51,8 +51,8 @@ func Run(ctx context.Context, o Options) error {
 	for {
 		begun := time.Now()
 		err := o.serve(ctx)
-		if ctx.Err() != nil {
-			return nil
+		if err == nil || ctx.Err() != nil {
+			return ctx.Err()
 		}
 		if time.Since(begun) > retryMax {
 			wait = retryAfter
@@ -63,7 +63,7 @@ func Run(ctx context.Context, o Options) error {
 		}
 		select {
 		case <-ctx.Done():
-			return nil
+			return ctx.Err()
 		case <-time.After(wait):
 		}
 		wait = min(2*wait, retryMax)

@@ -282,14 +282,14 @@ func (w *torture) must(node string, argv ...string) {
 // fill leaves no room in /run, where the records of attempts are, and gives it back. The
 // host's disk is shared and is left alone.
 func (w *torture) fill(node string, length time.Duration) {
-	w.must(node, "sh", "-c", "head -c $(df --output=avail -B1 /run | tail -1) /dev/zero >/run/filled 2>/dev/null; true")
+	w.must(node, "bash", "-c", "mount -o remount,size=$(($(df --output=used -B4096 /run | tail -1) * 4 + 4))k /run")
 	for _, s := range w.slots {
 		if s.node == node && !s.steady {
 			s.excused = true // what had to start meanwhile could not
 		}
 	}
 	time.Sleep(length) // the length of the fault
-	w.must(node, "rm", "-f", "/run/filled")
+	w.must(node, "mount", "-o", "remount,size=20%", "/run")
 }
 
 // outage keeps the API server away while processes crash.
