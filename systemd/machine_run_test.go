@@ -571,7 +571,8 @@ func TestMachineSharedPID(t *testing.T) {
 	state, _, err := m.manager.Get(m.ctx, one.unit.Name)
 	m.must(err)
 	of := &launchspec.UnitProcess{Unit: one.unit.Name, PID: state.MainPID}
-	two := m.sleeper(func(a *attempt) { a.spec.Namespaces.PIDOf = of })
+	samePod := func(a *attempt) { a.unit.Slice = one.unit.Slice } // nobody else's is joined
+	two := m.sleeper(func(a *attempt) { samePod(a); a.spec.Namespaces.PIDOf = of })
 	if a, b := one.mustExec("readlink", "/proc/self/ns/pid"), two.mustExec("readlink", "/proc/self/ns/pid"); a != b {
 		t.Errorf("PID namespaces differ: %s %s", a, b)
 	}
@@ -579,10 +580,16 @@ func TestMachineSharedPID(t *testing.T) {
 		t.Errorf("processes seen: %q", got)
 	}
 	other := m.attempt("sh", "-c", "exit 5")
+	samePod(other)
 	other.spec.Namespaces.PIDOf = of
 	other.mustStart()
 	if exit := other.exit(); exit.ExitCode != 5 {
 		t.Errorf("exit record %+v", exit)
+	}
+	stranger := m.attempt("true")
+	stranger.spec.Namespaces.PIDOf = of
+	if _, err := stranger.start(); err == nil {
+		t.Error("a container of another pod joined")
 	}
 	for name, wrong := range map[string]launchspec.UnitProcess{
 		"another unit's process": {Unit: two.unit.Name, PID: state.MainPID},
@@ -590,6 +597,7 @@ func TestMachineSharedPID(t *testing.T) {
 		"the host's first":       {Unit: one.unit.Name, PID: 1},
 	} {
 		refused := m.attempt("true")
+		samePod(refused)
 		refused.spec.Namespaces.PIDOf = &wrong
 		if _, err := refused.start(); err == nil {
 			t.Errorf("%s was joined", name)

@@ -2,104 +2,14 @@ package e2e
 
 import (
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 
-	"github.com/vk-metal/vk-metal/tests/artifacts"
 	"github.com/vk-metal/vk-metal/tests/registry"
 )
-
-// isolation is what docs/isolation.md says of a container that asks for nothing, row by
-// row: a script that runs in one, and what it has to print.
-var isolation = []struct{ row, script, want string }{
-	{
-		"capabilities", `grep -E '^Cap(Inh|Prm|Eff|Bnd|Amb)' /proc/self/status | tr -d '\t' | tr '\n' ' '`,
-		"CapInh:0000000000000000 CapPrm:00000000a80425fb CapEff:00000000a80425fb CapBnd:00000000a80425fb CapAmb:0000000000000000 ",
-	},
-	{"no_new_privs", `grep NoNewPrivs /proc/self/status`, "NoNewPrivs:\t0"},
-	{"seccomp", `grep Seccomp: /proc/self/status`, "Seccomp:\t0"},
-	{"umask", "umask", "0022"},
-	{"oom_score_adj", "cat /proc/self/oom_score_adj", "1000"},
-	{"open descriptors", "for fd in /proc/self/fd/*; do echo ${fd##*/}; done | tr '\\n' ' '", "0 1 2 3 "}, // 3 lists the directory
-	{"process IDs", `echo $$; ls -d /proc/[0-9]* | wc -l`, "1\n3"},                                        // the shell, ls and wc
-	{"host name", "hostname", "isolation"},
-	{"cgroups", "cut -d: -f3 /proc/self/cgroup | sort -u", "/"},
-	{"environment", "env | cut -d= -f1 | grep -vE '^(KUBERNETES_.*|PATH|HOME|HOSTNAME|PWD|SHLVL|_|OLDPWD)$'", ""},
-	{"masked paths", `for p in /proc/asound /proc/acpi /proc/interrupts /proc/kcore /proc/keys /proc/latency_stats /proc/timer_list \
-		/proc/timer_stats /proc/sched_debug /proc/scsi /sys/firmware /sys/devices/virtual/powercap; do
-		if [ -d $p ]; then ls -A $p; touch $p/x 2>/dev/null && echo "$p is written to"
-		elif [ -e $p ]; then [ "$(stat -c %t:%T $p)" = 1:3 ] || echo "$p is $(stat -c '%F %t:%T' $p)"; fi; done`, ""},
-	{
-		"read-only paths", `for p in /proc/bus /proc/fs /proc/irq /proc/sys /proc/sysrq-trigger; do
-		[ ! -e $p ] || grep -q " $p ro," /proc/self/mounts || echo "$p can be written"; done
-		(echo b > /proc/sysrq-trigger) 2>&1 | grep -o 'Read-only file system'; (echo 1 > /proc/sys/vm/swappiness) 2>&1 | grep -o 'Read-only file system'`,
-		"Read-only file system\nRead-only file system",
-	},
-	{"/proc", "grep ' /proc proc ' /proc/self/mounts | cut -d' ' -f4", "rw,nosuid,nodev,noexec,relatime"},
-	{"/sys", "grep ' /sys sysfs ' /proc/self/mounts | cut -d' ' -f4", "ro,nosuid,nodev,noexec,relatime"},
-	{"/sys/fs/cgroup", `grep -E ' /sys/fs/cgroup[ /]' /proc/self/mounts | grep -vE ' ro,nosuid,nodev,noexec,relatime'`, ""},
-	{
-		"/dev", `grep ' /dev tmpfs ' /proc/self/mounts | cut -d' ' -f4 | cut -d, -f1-3; ls /dev | sort | tr '\n' ' '`,
-		"rw,nosuid,size=65536k\ncore fd full mqueue null ptmx pts random shm stderr stdin stdout termination-log tty urandom zero ",
-	},
-	{
-		"/dev/pts", "grep ' /dev/pts devpts ' /proc/self/mounts | cut -d' ' -f4 | tr , '\\n' | grep -E '^(rw|nosuid|noexec|gid|mode|ptmxmode)' | tr '\\n' ' '",
-		"rw nosuid noexec gid=5 mode=620 ptmxmode=666 ",
-	},
-	{"/dev/shm", "grep ' /dev/shm tmpfs ' /proc/self/mounts | cut -d' ' -f4 | cut -d, -f1-4; df -k /dev/shm | tail -n 1 | awk '{print $2}'", "rw,nosuid,nodev,noexec\n65536"},
-	{"/dev/mqueue", "grep ' /dev/mqueue mqueue ' /proc/self/mounts | cut -d' ' -f4", "rw,nosuid,nodev,noexec,relatime"},
-	{"devices", `mknod /tmp/kmsg c 1 11 && (cat /tmp/kmsg) 2>&1 | grep -o 'Operation not permitted'; mknod /tmp/mem c 1 1 && (cat /tmp/mem) 2>&1 | grep -o 'Operation not permitted';
-		mknod /tmp/null c 1 3 && echo x > /tmp/null && echo null works`, "Operation not permitted\nOperation not permitted\nnull works"},
-	{"sysctls", "cat /proc/sys/net/ipv4/ip_unprivileged_port_start; cat /proc/sys/net/ipv4/ping_group_range", "0\n0\t2147483647"},
-	{"resource limits", "ulimit -Sn", "1024"},
-	{"the host's file systems", `grep -E ' (/run/systemd|/var/lib/kubelet|/var/lib/vk-metal|/run/vk-metal)' /proc/self/mounts; ls -d /run/systemd 2>/dev/null`, ""},
-}
-
-// TestIsolationOfAContainer looks at every row from inside, and that the document has it.
-func TestIsolationOfAContainer(t *testing.T) {
-	e := setup(t)
-	pod := e.busybox("isolation", "sleep 3600")
-	e.create(pod)
-	pod = e.waitPod("isolation", podTimeout, running)
-	rows := documentedRows(t)
-	for _, test := range isolation {
-		t.Run(test.row, func(t *testing.T) {
-			// What is run by exec and what the first process has must be the same: the script
-			// runs as exec does, whose process goes through the same last steps.
-			if got := strings.TrimSuffix(e.in(t).exec(pod, "sh", "-c", test.script+"; true"), "\n"); got != test.want {
-				t.Errorf("%q, want %q", got, test.want)
-			}
-			if !slices.Contains(rows, test.row) {
-				t.Errorf("docs/isolation.md has no row %q", test.row)
-			}
-		})
-	}
-}
-
-// documentedRows are the first cells of the tables in docs/isolation.md.
-func documentedRows(t *testing.T) []string {
-	t.Helper()
-	root, err := artifacts.Root()
-	if err != nil {
-		t.Fatal(err)
-	}
-	text, err := os.ReadFile(filepath.Join(root, "docs/isolation.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var rows []string
-	for line := range strings.Lines(string(text)) {
-		if cells := strings.Split(line, "|"); len(cells) > 2 {
-			rows = append(rows, strings.TrimSpace(cells[1]))
-		}
-	}
-	return rows
-}
 
 // TestNamespacesAreTheContainersOwn compares with the machine's.
 func TestNamespacesAreTheContainersOwn(t *testing.T) {
