@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"reflect"
 	"slices"
 	"strconv"
 	"strings"
@@ -85,7 +84,7 @@ func exports(s *State) (out []export) {
 // applyPolicy changes how routes are told; sessions stay, changed routes are told again.
 func (v *session) applyPolicy(ctx context.Context, s *State) error {
 	now := exports(s)
-	if v.policy != nil && reflect.DeepEqual(v.policy, now) {
+	if v.policy != nil && slices.Equal(v.policy, now) {
 		return nil
 	}
 	first := v.policy == nil

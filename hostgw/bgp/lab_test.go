@@ -254,9 +254,13 @@ func (h *host) frr(conf string) (stop func()) {
 	}
 }
 
-// vtysh asks FRR's bgpd.
-func (h *host) vtysh(command string) string {
-	out, _ := h.try("vtysh", "--vty_socket", filepath.Join(h.l.dir, h.name+".frr"), "-d", "bgpd", "-c", command)
+// vtysh asks FRR's bgpd, or tells it.
+func (h *host) vtysh(commands ...string) string {
+	argv := []string{"vtysh", "--vty_socket", filepath.Join(h.l.dir, h.name+".frr"), "-d", "bgpd"}
+	for _, c := range commands {
+		argv = append(argv, "-c", c)
+	}
+	out, _ := h.try(argv...)
 	return out
 }
 

@@ -283,7 +283,7 @@ func (s *Speaker) sync(ctx context.Context) error {
 	}
 	if s.server != nil {
 		errs = append(errs, s.readRIB(e.rib, dirty))
-		s.settle()
+		e.kernel = s.settle() || e.kernel
 	}
 	if s.o.Install {
 		errs = append(errs, s.applyFIB(e, dirty))
@@ -369,14 +369,17 @@ func (s *Speaker) stop() {
 	s.log.Info("BGP stops", "withdrawn", leave)
 }
 
-// settle lets stale routes go once all peers have told everything, or had their time.
-func (s *Speaker) settle() {
+// settle lets stale routes go once all peers have told everything, or had their time; it
+// says whether that is so now and was not before.
+func (s *Speaker) settle() bool {
 	if s.settled {
-		return
+		return false
 	}
 	patience := max(s.state.RestartTime, 10*time.Second)
-	if s.server.allTold() || time.Since(s.started) > patience {
-		s.settled = true
-		s.log.Info("routes of before the restart are confirmed or removed now")
+	if !s.server.allTold() && time.Since(s.started) < patience {
+		return false
 	}
+	s.settled = true
+	s.log.Info("routes of before the restart are confirmed or removed now")
+	return true
 }
