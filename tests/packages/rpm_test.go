@@ -36,6 +36,7 @@ func TestRPM(t *testing.T) {
 	for _, file := range []string{
 		"/usr/bin/vk-metal", "/usr/lib/vk-metal/vk-metal-launch", "/usr/lib/vk-metal/vk-metal-log",
 		"/usr/lib/systemd/system/vk-metal.service", "/usr/lib/tmpfiles.d/vk-metal.conf", "/etc/vk-metal",
+		"/usr/share/vk-metal/manifests/node-rbac.yaml", "/usr/share/vk-metal/manifests/controller.yaml",
 	} {
 		if _, err := os.Stat(filepath.Join(root, file)); err != nil {
 			t.Error(err)
