@@ -117,19 +117,7 @@ func (w *worker) admit(pod *corev1.Pod) error {
 			return nil
 		}
 	}
-	w.tellUnenforced(pod)
 	return w.grantAll(pod)
-}
-
-// tellUnenforced names what the pod may take more of than it says: a kubelet evicts pods
-// that use more disk than their limit.
-func (w *worker) tellUnenforced(pod *corev1.Pod) {
-	for _, c := range podplan.Containers(pod) {
-		if limit, ok := c.Resources.Limits[corev1.ResourceEphemeralStorage]; ok {
-			w.event(pod, &c, corev1.EventTypeWarning, "LimitNotEnforced",
-				fmt.Sprintf("resources.limits of ephemeral-storage (%s) are not enforced by this version of vk-metal", limit.String()))
-		}
-	}
 }
 
 // ran says whether this node has run the pod since it booted: agents before this one may

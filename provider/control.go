@@ -42,6 +42,7 @@ func (p *Provider) runControllers(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.unitEvents(ctx) })
 	group.Go(func() error { return p.runStatic(ctx) })
+	group.Go(func() error { return p.limitStorage(ctx) })
 	group.Go(func() error {
 		if !cache.WaitForCacheSync(ctx.Done(), registration.HasSynced) {
 			return nil

@@ -135,6 +135,8 @@ type Logs interface {
 	WaitClosed(ctx context.Context, podUID, container string, attempt int) error
 	// Discard removes a stream that no process will write to.
 	Discard(podUID, container string, attempt int) error
+	// DiscardAll removes what is left of a pod's streams once none of its processes is.
+	DiscardAll(podUID string) error
 	// Tail returns the last lines of a CRI log, at most maxLines and maxBytes of payload.
 	Tail(path string, maxLines, maxBytes int) (string, error)
 	// Attach joins a client to a running attempt's streams until either ends, or ctx does.

@@ -138,7 +138,7 @@ func (p *Provider) removeTraces(pod *corev1.Pod) error {
 	if pod.Name != "" {
 		errs = append(errs, os.RemoveAll(layout.PodLogs(pod.Namespace, pod.Name, uid)), p.sweepLogLinks())
 	}
-	errs = append(errs, os.RemoveAll(layout.PodLib(uid)))
+	errs = append(errs, p.deps.Logs.DiscardAll(uid), os.RemoveAll(layout.PodLib(uid)))
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("remove directories of pod: %w", err)
 	}

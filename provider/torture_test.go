@@ -280,6 +280,11 @@ func (r *randomLives) compareMachine(wanted map[string]int) string {
 			return "the network of " + uid + " is left"
 		}
 	}
+	for uid := range r.streams {
+		if _, ok := wanted[uid]; !ok {
+			return "log streams of " + uid + " are left"
+		}
+	}
 	for uid := range r.volumes {
 		if _, ok := wanted[uid]; !ok {
 			return "volumes of " + uid + " are left"

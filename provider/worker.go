@@ -68,6 +68,8 @@ type worker struct {
 	withdrawn time.Time   // since when Services offer the pod to nobody
 	evicted   *evictRecord
 
+	measureAt time.Time // limitStorage only: not before
+
 	unitsDirty chan struct{}
 	looking    pulse
 }

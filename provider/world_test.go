@@ -51,6 +51,7 @@ type world struct {
 	networks map[string]netns.PodAddress
 	volumes  map[string]bool
 	boxes    map[string]bool
+	streams  map[string]bool // pods that have log streams
 	objects  map[string]kruntime.Object
 	events   []string
 	starts   []string // every process ever started, in order
@@ -85,7 +86,7 @@ func newWorld(t *testing.T) *world {
 	w := &world{
 		t: t, layout: paths.Layout{Run: dir + "/run", Lib: dir + "/lib", Log: dir + "/log"},
 		units: map[string]*fakeUnit{}, slices: map[string]bool{}, networks: map[string]netns.PodAddress{}, volumes: map[string]bool{},
-		boxes: map[string]bool{}, objects: map[string]kruntime.Object{}, deaf: map[string]bool{}, results: map[string]probes.Results{},
+		boxes: map[string]bool{}, streams: map[string]bool{}, objects: map[string]kruntime.Object{}, deaf: map[string]bool{}, results: map[string]probes.Results{},
 		images: map[string]error{}, offers: map[types.UID][]endpoints.Endpoint{},
 	}
 	w.client = fake.NewClientset(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "kubernetes", UID: "cluster-1"}})
@@ -553,9 +554,19 @@ func (f fakeLogs) Create(_ context.Context, s LogStream) (LogPipes, error) {
 	if err := os.MkdirAll(filepath.Dir(s.Path), 0o755); err != nil {
 		return LogPipes{}, err
 	}
+	f.a.w.mu.Lock()
+	f.a.w.streams[s.PodUID] = true
+	f.a.w.mu.Unlock()
 	return LogPipes{Stdout: "/fifo/out", Stderr: "/fifo/err"}, os.WriteFile(s.Path, nil, 0o600)
 }
-func (fakeLogs) WaitClosed(context.Context, string, string, int) error            { return nil }
+func (fakeLogs) WaitClosed(context.Context, string, string, int) error { return nil }
+func (f fakeLogs) DiscardAll(uid string) error {
+	f.a.act()
+	f.a.w.mu.Lock()
+	defer f.a.w.mu.Unlock()
+	delete(f.a.w.streams, uid)
+	return nil
+}
 func (fakeLogs) Discard(string, string, int) error                                { return nil }
 func (fakeLogs) Tail(string, int, int) (string, error)                            { return "the end of the log", nil }
 func (fakeLogs) Attach(context.Context, string, string, int, AttachStreams) error { return nil }
@@ -673,6 +684,9 @@ func (w *world) left() []string {
 	}
 	for uid := range w.boxes {
 		left = append(left, "sandbox "+uid)
+	}
+	for uid := range w.streams {
+		left = append(left, "log streams "+uid)
 	}
 	for _, dir := range []string{w.layout.Run + "/pods", w.layout.Lib + "/pods", w.layout.Log, filepath.Dir(w.layout.Log) + "/containers"} {
 		entries, _ := os.ReadDir(dir)

@@ -57,6 +57,9 @@ func (l logStreams) Discard(podUID, container string, attempt int) error {
 	return logs.Remove(l.layout, podUID, container, attempt)
 }
 
+// DiscardAll implements provider.Logs.
+func (l logStreams) DiscardAll(podUID string) error { return logs.RemoveAll(l.layout, podUID) }
+
 // Tail implements provider.Logs.
 func (l logStreams) Tail(path string, maxLines, maxBytes int) (string, error) {
 	return logs.Tail(path, maxLines, maxBytes)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -138,6 +139,34 @@ func Remove(layout paths.Layout, uid, container string, attempt int) error {
 	}
 	if err := errors.Join(os.RemoveAll(done), os.RemoveAll(endedMark(dir))); err != nil {
 		return fmt.Errorf("remove log stream %s: %w", dir, err)
+	}
+	return nil
+}
+
+// RemoveAll drops whatever is left of the streams of a pod that no process of lives: those of
+// attempts, too, that an agent was making when it died. It is idempotent.
+func RemoveAll(layout paths.Layout, uid string) error {
+	entries, err := os.ReadDir(layout.LogStreams())
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("remove log streams of pod %s: %w", uid, err)
+	}
+	var errs []error
+	for _, e := range entries {
+		name := strings.TrimPrefix(strings.TrimPrefix(e.Name(), logstream.NewPrefix), logstream.DonePrefix)
+		if !strings.HasPrefix(name, uid+".") {
+			continue
+		}
+		path := filepath.Join(layout.LogStreams(), e.Name())
+		if e.Name() == name { // the writer has to let go of it as a whole
+			gone := filepath.Join(layout.LogStreams(), logstream.DonePrefix+name)
+			if err := os.Rename(path, gone); err == nil {
+				path = gone
+			}
+		}
+		errs = append(errs, os.RemoveAll(path))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("remove log streams of pod %s: %w", uid, err)
 	}
 	return nil
 }

@@ -1,0 +1,71 @@
+package podplan
+
+import (
+	"fmt"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	resourcehelper "k8s.io/component-helpers/resource"
+)
+
+// StorageUsage is what a pod takes of the node's disk, in bytes.
+type StorageUsage struct {
+	// Containers have writable layers and logs, Volumes are emptyDirs on disk; by name.
+	Containers, Volumes map[string]int64
+}
+
+// LimitsStorage says whether anything of the pod limits what it takes of the node's disk.
+func LimitsStorage(pod *corev1.Pod) bool {
+	for _, v := range pod.Spec.Volumes {
+		if _, ok := emptyDirLimit(v); ok {
+			return true
+		}
+	}
+	for _, c := range Containers(pod) {
+		if _, ok := storageLimit(c.Resources.Limits); ok {
+			return true
+		}
+	}
+	return false
+}
+
+// emptyDirLimit is the limit of an emptyDir on disk; one in memory is limited by its tmpfs.
+func emptyDirLimit(v corev1.Volume) (resource.Quantity, bool) {
+	if v.EmptyDir == nil || v.EmptyDir.Medium == corev1.StorageMediumMemory || v.EmptyDir.SizeLimit == nil || v.EmptyDir.SizeLimit.Sign() <= 0 {
+		return resource.Quantity{}, false
+	}
+	return *v.EmptyDir.SizeLimit, true
+}
+
+func storageLimit(limits corev1.ResourceList) (resource.Quantity, bool) {
+	q, ok := limits[corev1.ResourceEphemeralStorage]
+	return q, ok && q.Sign() > 0
+}
+
+// StorageVerdict says why a pod has to go for what it takes of the disk, in a kubelet's order
+// and words (pkg/kubelet/eviction, localStorageEviction); nil if it may stay.
+func StorageVerdict(pod *corev1.Pod, usage StorageUsage) *Ending {
+	evicted := func(format string, args ...any) *Ending {
+		return &Ending{Reason: "Evicted", Message: fmt.Sprintf(format, args...)}
+	}
+	total := int64(0)
+	for _, v := range pod.Spec.Volumes {
+		used := usage.Volumes[v.Name]
+		total += used
+		if limit, ok := emptyDirLimit(v); ok && used > limit.Value() {
+			return evicted("Usage of EmptyDir volume %q exceeds the limit %q. ", v.Name, limit.String())
+		}
+	}
+	for _, used := range usage.Containers {
+		total += used
+	}
+	if limit, ok := storageLimit(resourcehelper.PodLimits(pod, resourcehelper.PodResourcesOptions{})); ok && total > limit.Value() {
+		return evicted("Pod ephemeral local storage usage exceeds the total limit of containers %s. ", limit.String())
+	}
+	for _, c := range Containers(pod) {
+		if limit, ok := storageLimit(c.Resources.Limits); ok && usage.Containers[c.Name] > limit.Value() {
+			return evicted("Container %s exceeded its local ephemeral storage limit %q. ", c.Name, limit.String())
+		}
+	}
+	return nil
+}

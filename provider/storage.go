@@ -1,0 +1,88 @@
+package provider
+
+import (
+	"context"
+	"path/filepath"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/vk-metal/vk-metal/internal/diskuse"
+	"github.com/vk-metal/vk-metal/provider/podplan"
+)
+
+const (
+	// storageEvery is a kubelet's interval: the kernel tells nobody of the size of a tree.
+	storageEvery = 10 * time.Second
+	// storageShare bounds the cost: a pod that takes long to measure is measured less often.
+	storageShare = 50
+	// evictionGrace is what a kubelet leaves to pods that it evicts at once.
+	evictionGrace = time.Second
+)
+
+// limitStorage evicts pods that take more of the disk than they may, until ctx ends. Only pods
+// with a limit are measured.
+func (p *Provider) limitStorage(ctx context.Context) error {
+	ticker := time.NewTicker(storageEvery)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+		for _, w := range p.all() {
+			w.limitStorage(ctx)
+		}
+	}
+}
+
+// limitStorage looks at one pod, if its turn has come.
+func (w *worker) limitStorage(ctx context.Context) {
+	pod, gone := w.current()
+	begun := time.Now()
+	if gone || isFinal(pod.Status.Phase) || begun.Before(w.measureAt) || !podplan.LimitsStorage(pod) {
+		return
+	}
+	usage, err := w.storageUsage(ctx, pod)
+	w.measureAt = begun.Add(storageShare * time.Since(begun))
+	if err != nil {
+		if ctx.Err() == nil {
+			w.log.Warn("Cannot measure what a pod takes of the disk", "err", err)
+		}
+		return
+	}
+	if verdict := podplan.StorageVerdict(pod, usage); verdict != nil {
+		w.log.Info("Pod takes more of the disk than it may", "message", verdict.Message)
+		w.event(pod, nil, corev1.EventTypeWarning, verdict.Reason, verdict.Message)
+		w.evict(evictRecord{*verdict, evictionGrace})
+	}
+}
+
+// storageUsage measures writable layers, logs and emptyDirs.
+func (w *worker) storageUsage(ctx context.Context, pod *corev1.Pod) (podplan.StorageUsage, error) {
+	layout, uid := w.p.deps.Layout, string(w.uid)
+	usage := podplan.StorageUsage{Containers: map[string]int64{}, Volumes: map[string]int64{}}
+	for _, c := range podplan.Containers(pod) {
+		for _, dir := range []string{
+			filepath.Dir(layout.Layer(uid, c.Name, 0)), filepath.Dir(layout.ContainerLog(pod.Namespace, pod.Name, uid, c.Name, 0)),
+		} {
+			used, err := diskuse.Tree(ctx, dir, -1)
+			if err != nil {
+				return usage, err
+			}
+			usage.Containers[c.Name] += used
+		}
+	}
+	for _, v := range pod.Spec.Volumes {
+		if v.EmptyDir == nil || v.EmptyDir.Medium != corev1.StorageMediumDefault {
+			continue
+		}
+		used, err := diskuse.Tree(ctx, filepath.Join(layout.PodLib(uid), "volumes", "kubernetes.io~empty-dir", v.Name), -1)
+		if err != nil {
+			return usage, err
+		}
+		usage.Volumes[v.Name] = used
+	}
+	return usage, nil
+}
