@@ -95,6 +95,20 @@ func TestSummaryAndJUnit(t *testing.T) {
 	}
 }
 
+func TestFirstLineSaysWhatWasWaitedFor(t *testing.T) {
+	t.Parallel()
+	for message, want := range map[string]string{
+		"\nno answer\nsecond": "no answer",
+		"Timed out after 60.001s.\nExpected\n    <bool>: false\nto be true": "Timed out after 60.001s. Expected <bool>: false to be true",
+		"Failed after 1.0s.":     "Failed after 1.0s.",
+		strings.Repeat("x", 301): strings.Repeat("x", 300) + "…",
+	} {
+		if got := firstLine(message); got != want {
+			t.Errorf("got %q, want %q", got, want)
+		}
+	}
+}
+
 // fakeGinkgo is a ginkgo that runs the shell script with $report as its report's path.
 func fakeGinkgo(t *testing.T, script string) Programs {
 	t.Helper()

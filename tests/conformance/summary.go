@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -123,10 +124,16 @@ func (r *Run) Finish() (Summary, error) {
 	return summary, nil
 }
 
+// waited is the line with which an assertion says how long it waited, and not for what.
+var waited = regexp.MustCompile(`^(Failed|Timed out) after [0-9.]+s\.$`)
+
 // firstLine is as much of a message as a list shows.
 func firstLine(message string) string {
 	const longest = 300
-	line, _, _ := strings.Cut(strings.TrimSpace(message), "\n")
+	line, rest, _ := strings.Cut(strings.TrimSpace(message), "\n")
+	if waited.MatchString(line) {
+		line = strings.TrimSpace(line + " " + strings.Join(strings.Fields(rest), " "))
+	}
 	if len(line) > longest {
 		line = line[:longest] + "…"
 	}
