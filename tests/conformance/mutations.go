@@ -37,7 +37,7 @@ var Mutations = []Mutation{
 	{"stale-pod-ip", "pods report the address of the node's first pod", []string{
 		"[sig-network] Networking Granular Checks: Pods should function for intra-pod communication: http [NodeConformance] [Conformance]",
 	}},
-	{"no-limits", "neither CPU nor memory limits are set", []string{
+	{"no-limits", "neither requests nor limits of CPU and memory are set", []string{
 		"[sig-node] Pod InPlace Resize Container resize pod via the replace endpoint [MinimumKubeletVersion:1.34] [Conformance]",
 	}},
 }
