@@ -53,7 +53,7 @@ lint: ## check format, imports, vet and golangci-lint
 	@.ci/lint
 
 .PHONY: test
-test: ## run everything that CI runs: lint, unit, machine and cluster tests
+test: ## run everything that CI runs: lint, unit, machine and cluster tests, the short list of conformance
 	@.ci/run
 
 NODES ?= 2
