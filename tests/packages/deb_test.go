@@ -87,6 +87,7 @@ func testFresh(t *testing.T, m *rig.Machine) {
 		"711 /var/lib/vk-metal\n755 /var/log/pods\n755 /run/vk-metal\n700 /run/vk-metal/log-streams\n755 /etc/vk-metal")
 	expect(t, m, "systemd-analyze verify --man=no vk-metal.service vk-metal-log.service 2>&1 | grep vk-metal || true", "")
 	expect(t, m, "dpkg --verify vk-metal", "")
+	run(t, m, "test -e /usr/share/vk-metal/manifests/node-rbac.yaml -a -e /usr/share/vk-metal/manifests/controller.yaml")
 	run(t, m, "vk-metal version")
 }
 
