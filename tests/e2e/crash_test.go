@@ -144,14 +144,7 @@ func TestAPIServerGoesAndComes(t *testing.T) {
 	crashes := e.waitPod("crashes", podTimeout, running)
 	before := e.podUnits(steady)
 	start := time.Now()
-	if err := e.c.ControlPlane.StopAPIServer(e.Context(), 0); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { // it has a time-out of its own
-		if err := e.c.ControlPlane.StartAPIServer(context.Background(), 0); err != nil {
-			t.Log(err)
-		}
-	})
+	e.stopAPIServers(0, 1)
 	first := e.podUnits(crashes)
 	e.killMain(crashes)
 	e.waitOtherUnit(crashes, first, 30*time.Second)
@@ -159,9 +152,7 @@ func TestAPIServerGoesAndComes(t *testing.T) {
 	if after := e.podUnits(steady); !maps.Equal(before, after) {
 		t.Errorf("units %v became %v", before, after)
 	}
-	if err := e.c.ControlPlane.StartAPIServer(e.Context(), 0); err != nil {
-		t.Fatal(err)
-	}
+	e.startAPIServers(0, 1)
 	back := time.Now()
 	e.waitPod("crashes", time.Minute, restarted(1))
 	t.Logf("statuses right %s after an outage of %s", time.Since(back).Round(time.Millisecond), back.Sub(start).Round(time.Second))

@@ -6,7 +6,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -213,66 +212,12 @@ func (e *env) resizeCPU(name, cpu string) {
 // with the agent that was to tell it.
 func (e *env) saneEvents(pod *corev1.Pod, most map[string]int) {
 	e.Helper()
-	list, err := e.c.Client.CoreV1().Events(e.ns).List(e.Context(), metav1.ListOptions{
-		FieldSelector: fields.OneTermEqualSelector("involvedObject.uid", string(pod.UID)).String(),
-	})
-	if err != nil {
-		e.Fatal(err)
-	}
-	count := map[string]int{}
-	for _, event := range list.Items {
-		count[event.Reason] += max(int(event.Count), 1)
-	}
+	events := e.events(pod)
 	for reason, limit := range most {
-		if count[reason] > limit {
-			e.Errorf("pod %s: %d events %s, want at most %d; all: %v", pod.Name, count[reason], reason, limit, count)
+		if events[reason].count > limit {
+			e.Errorf("pod %s: %d events %s, want at most %d; all: %v", pod.Name, events[reason].count, reason, limit, events)
 		}
 	}
-}
-
-// leftScript prints whatever on a machine carries the UID of a pod, and the pods' links.
-const leftScript = `
-systemctl list-units --all --plain --no-legend 'vkm-*' 'kubepods*-pod*.slice' | awk '{print $1}'
-ls /run/vk-metal/pods /run/vk-metal/log-streams /var/lib/vk-metal/pods /run/vk-metal/adopt/pods 2>/dev/null | grep -v ':$'
-ls /var/log/pods
-find /sys/fs/cgroup -maxdepth 6 -type d -name 'kubepods*-pod*.slice' -printf '%f\n' 2>/dev/null
-awk '{print $5}' /proc/self/mountinfo | grep -E 'vk-metal/pods|kubelet/pods'
-true`
-
-// nothingLeft checks that the node has nothing of any pod but those that the API has.
-func (e *env) nothingLeft(node string) {
-	e.Helper()
-	e.eventually(20*time.Second, func() string {
-		pods, err := e.c.Client.CoreV1().Pods("").List(e.Context(), metav1.ListOptions{
-			FieldSelector: fields.OneTermEqualSelector("spec.nodeName", node).String(),
-		})
-		if err != nil {
-			return err.Error()
-		}
-		var left []string
-		for line := range strings.Lines(e.on(node, "bash", "-c", leftScript)) {
-			line = strings.TrimSpace(line)
-			known := slices.ContainsFunc(pods.Items, func(p corev1.Pod) bool {
-				return strings.Contains(strings.ReplaceAll(line, "_", "-"), string(p.UID))
-			})
-			if line != "" && !known {
-				left = append(left, line)
-			}
-		}
-		own := 0
-		for _, p := range pods.Items {
-			if !p.Spec.HostNetwork && p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed {
-				own++
-			}
-		}
-		if links := strings.Count(e.on(node, "sh", "-c", "ls /sys/class/net"), "vkm"); links > own {
-			left = append(left, fmt.Sprintf("%d links for %d pods", links, own))
-		}
-		if len(left) > 0 {
-			return "left on the node: " + strings.Join(left, ", ")
-		}
-		return ""
-	})
 }
 
 // waitGone waits until the pod's object does not exist.

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/remotecommand"
 	utilexec "k8s.io/client-go/util/exec"
@@ -182,6 +183,34 @@ func TestCrashingContainerBacksOff(t *testing.T) {
 		t.Errorf("previous log is %q", got)
 	}
 	e.remove("crash", 20*time.Second)
+}
+
+// TestOutOfMemory: a container that takes more memory than it may is killed and says why, in
+// its status and after its restart.
+func TestOutOfMemory(t *testing.T) {
+	e := setup(t)
+	for name, policy := range map[string]corev1.RestartPolicy{"never": corev1.RestartPolicyNever, "always": corev1.RestartPolicyAlways} {
+		pod := e.busybox(name, "exec dd if=/dev/zero of=/dev/null bs=200M count=1")
+		pod.Spec.RestartPolicy = policy
+		pod.Spec.Containers[0].Resources.Limits = corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("32Mi")}
+		e.create(pod)
+	}
+	killed := func(end *corev1.ContainerStateTerminated) bool {
+		return end != nil && end.Reason == "OOMKilled" && end.ExitCode == 137
+	}
+	ended := e.waitPod("never", podTimeout, phase(corev1.PodFailed))
+	if end := ended.Status.ContainerStatuses[0].State.Terminated; !killed(end) {
+		t.Errorf("ended as %+v, want OOMKilled with 137", end)
+	}
+	again := e.waitPod("always", podTimeout, func(pod *corev1.Pod) string {
+		if len(pod.Status.ContainerStatuses) == 0 || pod.Status.ContainerStatuses[0].RestartCount == 0 {
+			return "not restarted"
+		}
+		return ""
+	})
+	if end := again.Status.ContainerStatuses[0].LastTerminationState.Terminated; !killed(end) {
+		t.Errorf("the attempt before ended as %+v, want OOMKilled with 137", end)
+	}
 }
 
 func TestGrace(t *testing.T) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net"
-	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
@@ -199,14 +198,7 @@ func TestServiceRulesComeBack(t *testing.T) {
 	cluster := net.JoinHostPort(s.Spec.ClusterIP, "80")
 	e.becomes(a, cluster, false)
 	for _, machine := range e.c.Machines() {
-		leader, err := machine.Leader(e.Context())
-		if err != nil {
-			t.Fatal(err)
-		}
-		out, err := exec.CommandContext(e.Context(), "nsenter", "-t", strconv.Itoa(leader), "-n", "nft", "flush", "ruleset").CombinedOutput()
-		if err != nil {
-			t.Fatalf("flush: %v: %s", err, out)
-		}
+		e.nft(machine.Name, "flush", "ruleset")
 	}
 	start := time.Now()
 	e.becomes(a, cluster, false)

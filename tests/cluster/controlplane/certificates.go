@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"time"
 
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
@@ -48,6 +49,30 @@ func (cp *ControlPlane) makeCertificates() error {
 		return err
 	}
 	return cp.pki.KeyPair("service-account")
+}
+
+// NodeCertificate makes a node's client certificate with its key, PEM, as the signer of the
+// cluster would, but for any lifetime.
+func (cp *ControlPlane) NodeCertificate(node string, lifetime time.Duration) ([]byte, error) {
+	dir, err := os.MkdirTemp("", "node-certificate-")
+	if err != nil {
+		return nil, fmt.Errorf("make a certificate for %s: %w", node, err)
+	}
+	defer func() { _ = os.RemoveAll(dir) }()
+	files := pki.Directory(dir)
+	leaf := pki.Leaf{Name: "node", CommonName: "system:node:" + node, Organization: []string{"system:nodes"}, Lifetime: lifetime}
+	if err := files.Issue(cp.ca, leaf); err != nil {
+		return nil, err
+	}
+	var both []byte
+	for _, file := range []string{files.Cert(leaf.Name), files.Key(leaf.Name)} {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("make a certificate for %s: %w", node, err)
+		}
+		both = append(both, data...)
+	}
+	return both, nil
 }
 
 func (cp *ControlPlane) issueFrom(authority string, leaves ...pki.Leaf) error {

@@ -42,6 +42,7 @@ type Leaf struct {
 	Organization []string
 	Names        []string // DNS SANs; with Addresses, the certificate serves
 	Addresses    []netip.Addr
+	Lifetime     time.Duration // from now on; 0 is a year
 }
 
 // Cert is the path of a certificate.
@@ -94,6 +95,9 @@ func (d Directory) Issue(a *Authority, leaf Leaf) error {
 		template.ExtKeyUsage = append(template.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
 	}
 	template.DNSNames = leaf.Names
+	if leaf.Lifetime > 0 {
+		template.NotAfter = time.Now().Add(leaf.Lifetime)
+	}
 	for _, addr := range leaf.Addresses {
 		template.IPAddresses = append(template.IPAddresses, net.IP(addr.AsSlice()))
 	}
