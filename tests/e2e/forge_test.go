@@ -47,7 +47,7 @@ func (e *env) forgers() []*corev1.Pod {
 	add("host-network", func(s *corev1.PodSpec) { s.HostNetwork = true })
 	add("host-pid", func(s *corev1.PodSpec) { s.HostPID = true })
 	for name, path := range map[string]string{
-		"root": "/", "run": "/run", "link": "/var/run", "systemd": "/run/systemd", "socket": "/run/systemd/notify", "dots": "/var/../run",
+		"root": "/", "run": "/run", "link": "/var/run", "systemd": "/run/systemd", "socket": "/run/systemd/notify",
 	} {
 		add("path-"+name, func(s *corev1.PodSpec) {
 			s.HostNetwork = name == "root"

@@ -15,14 +15,13 @@ import (
 )
 
 // leftScript prints whatever on a machine carries the UID of a pod: units, directories,
-// cgroups, mounts (pinned namespaces among them), links.
+// cgroups, mounts (pinned namespaces among them).
 const leftScript = `
 systemctl list-units --all --plain --no-legend 'vkm-*' 'kubepods*-pod*.slice' | awk '{print $1}'
 ls /run/vk-metal/pods /run/vk-metal/log-streams /var/lib/vk-metal/pods /run/vk-metal/adopt/pods 2>/dev/null | grep -v ':$'
 ls /var/log/pods
 find /sys/fs/cgroup -maxdepth 6 -type d -name 'kubepods*-pod*.slice' -printf '%f\n' 2>/dev/null
 awk '{print $5}' /proc/self/mountinfo | grep -E 'vk-metal/pods|kubelet/pods'
-ip -o link show group 30315
 true`
 
 // heldScript prints network namespaces that the agent holds open and nothing pins: their
@@ -31,7 +30,7 @@ const heldScript = `
 pinned=$(awk '{print $4}' /proc/self/mountinfo; readlink /proc/1/ns/net)
 for fd in /proc/$(systemctl show --property=MainPID --value vk-metal.service)/fd/*; do
 	case $(readlink $fd) in
-	net:*) case $pinned in *"$(readlink $fd)"*) ;; *) echo "network namespace $(readlink $fd)" ;; esac ;;
+	net:*) case $pinned in *"$(readlink $fd)"*) ;; *) echo "held-$(readlink $fd)" ;; esac ;;
 	esac
 done`
 
@@ -45,7 +44,7 @@ func (e *env) nothingLeft(node string) {
 		if err != nil {
 			return err.Error()
 		}
-		left := unknown(e.on(node, "bash", "-c", leftScript), pods.Items)
+		left := unknown(e.on(node, "bash", "-c", leftScript)+e.network(node, "ip", "-o", "link", "show", "group", "30315"), pods.Items)
 		left = append(left, e.strayAddresses(node, pods.Items)...)
 		left = append(left, strings.Fields(e.on(node, "bash", "-c", heldScript))...)
 		if len(left) > 0 {
@@ -78,11 +77,11 @@ func (e *env) strayAddresses(node string, pods []corev1.Pod) []string {
 	e.Helper()
 	var have []string
 	for _, family := range []string{"-4", "-6"} {
-		for line := range strings.Lines(e.on(node, "ip", family, "route", "show", "table", "main", "proto", "119")) {
+		for line := range strings.Lines(e.network(node, "ip", family, "route", "show", "table", "main", "proto", "119")) {
 			have = append(have, strings.Fields(line)[0])
 		}
 	}
-	for _, match := range element.FindAllStringSubmatch(e.nft(node, "list", "table", "inet", "vk-metal-pods"), -1) {
+	for _, match := range element.FindAllStringSubmatch(e.network(node, "nft", "list", "table", "inet", "vk-metal-pods"), -1) {
 		have = append(have, match[1])
 	}
 	return slices.DeleteFunc(have, func(text string) bool {
@@ -93,16 +92,17 @@ func (e *env) strayAddresses(node string, pods []corev1.Pod) []string {
 	})
 }
 
-// nft runs this host's nft in the machine's network: a machine need not have one.
-func (e *env) nft(node string, args ...string) string {
+// network runs a program of this host in the machine's network: machines need not have ip
+// and nft.
+func (e *env) network(node string, argv ...string) string {
 	e.Helper()
 	leader, err := e.machine(node).Leader(e.Context())
 	if err != nil {
 		e.Fatal(err)
 	}
-	out, err := exec.CommandContext(e.Context(), "nsenter", append([]string{"-t", strconv.Itoa(leader), "-n", "nft"}, args...)...).CombinedOutput()
+	out, err := exec.CommandContext(e.Context(), "nsenter", append([]string{"-t", strconv.Itoa(leader), "-n"}, argv...)...).CombinedOutput()
 	if err != nil {
-		e.Fatalf("nft %v on %s: %v: %s", args, node, err, out)
+		e.Fatalf("%v on %s: %v: %s", argv, node, err, out)
 	}
 	return string(out)
 }

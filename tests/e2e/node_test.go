@@ -135,7 +135,7 @@ func (e *env) startAPIServers(which ...int) {
 	}
 }
 
-// clientCertificate is where an agent keeps its certificate and key.
+// clientCertificate links to the file where an agent keeps its certificate and key.
 const clientCertificate = "/var/lib/vk-metal/pki/vk-metal-client-current.pem"
 
 // TestClientCertificateIsRenewed gives an agent a certificate that ends soon: it gets itself
@@ -153,10 +153,19 @@ func TestClientCertificateIsRenewed(t *testing.T) {
 		t.Fatal(err)
 	}
 	ends := time.Now().Add(life)
-	if err := e.machine(node).WriteFile(e.Context(), clientCertificate, short, 0o600); err != nil {
+	old := strings.TrimSpace(e.on(node, "readlink", clientCertificate))
+	e.Cleanup(func() {
+		if e.Failed() { // other tests need the node
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			_, _ = e.machine(node).Run(ctx, "sh", "-c", "ln -sf "+old+" "+clientCertificate+" && systemctl restart vk-metal.service")
+		}
+	})
+	const file = "/var/lib/vk-metal/pki/vk-metal-client-short.pem"
+	if err := e.machine(node).WriteFile(e.Context(), file, short, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	e.on(node, "systemctl", "restart", "vk-metal.service")
+	e.on(node, "sh", "-c", "ln -sf "+file+" "+clientCertificate+" && systemctl restart vk-metal.service")
 	e.eventually(time.Until(ends), func() string {
 		if cert := e.certificate(node); cert.NotAfter.Before(ends.Add(time.Hour)) {
 			return fmt.Sprintf("the certificate ends at %s", cert.NotAfter)

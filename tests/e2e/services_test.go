@@ -198,7 +198,7 @@ func TestServiceRulesComeBack(t *testing.T) {
 	cluster := net.JoinHostPort(s.Spec.ClusterIP, "80")
 	e.becomes(a, cluster, false)
 	for _, machine := range e.c.Machines() {
-		e.nft(machine.Name, "flush", "ruleset")
+		e.network(machine.Name, "nft", "flush", "ruleset")
 	}
 	start := time.Now()
 	e.becomes(a, cluster, false)
