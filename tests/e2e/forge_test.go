@@ -25,13 +25,13 @@ for s in $(find / -path /proc -prune -o -type s -print 2>/dev/null) /run/systemd
 	$(grep -o '@.*' /proc/net/unix); do
 	echo "$s"
 	for kind in -u ''; do
-		printf '` + forgery + `' | timeout 2 nc -U $kind -w1 "$s" >/dev/null 2>&1
+		printf '` + forgery + `' | nc -U $kind -w1 "$s" >/dev/null 2>&1 &
 	done
 done
 for p in /proc/[0-9]*; do
-	printf '` + forgery + `' | timeout 2 nc -U -u -w1 $p/root/run/systemd/notify >/dev/null 2>&1
+	printf '` + forgery + `' | nc -U -u -w1 $p/root/run/systemd/notify >/dev/null 2>&1 &
 done
-true`
+wait`
 
 // forgers are pods that see more and more of their host.
 func (e *env) forgers() []*corev1.Pod {
@@ -88,7 +88,7 @@ func TestForgedMainProcess(t *testing.T) {
 			if heard := e.exec(pod, "cat", "/tmp/heard"); !strings.Contains(heard, "MAINPID="+foreign) {
 				t.Errorf("a socket that is there heard %q", heard)
 			}
-			if env := e.exec(pod, "sh", "-c", "env; ls -A /run/systemd"); strings.Contains(env, "NOTIFY_SOCKET") || !strings.HasSuffix(env, "\n") {
+			if env := e.exec(pod, "sh", "-c", "env; ls -A /run/systemd 2>/dev/null; true"); strings.Contains(env, "NOTIFY_SOCKET") || strings.Contains(env, "notify\n") {
 				t.Errorf("the workload sees systemd: %q", env)
 			}
 		})
