@@ -120,7 +120,7 @@ func TestRigOnUnifiedHost(t *testing.T) {
 	}
 	r := newRig(t, Config{})
 	m := boot(t, r, MachineConfig{Name: "host-v2", VM: true})[0]
-	ctx := testContext(t, 20*time.Minute)
+	ctx := testContext(t, 50*time.Minute)
 	base, err := EnsureRoot(ctx, DefaultRoot(), testWriter{t})
 	if err != nil {
 		t.Fatal(err)
@@ -136,7 +136,7 @@ func TestRigOnUnifiedHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	out, err := m.Run(ctx, "sh", "-c", "apt-get -y -q install systemd-container debootstrap iproute2 >/dev/null && cd /opt && "+
-		"VK_METAL_REQUIRE=all TMPDIR=/var/tmp ./rig.test -test.v -test.run '"+unifiedTests+"' 2>&1")
+		"VK_METAL_REQUIRE=all VK_METAL_TEST_SLOWNESS=5 TMPDIR=/var/tmp ./rig.test -test.v -test.run '"+unifiedTests+"' 2>&1")
 	t.Log(out)
 	if err != nil {
 		t.Error(err)

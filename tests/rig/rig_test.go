@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -38,9 +39,13 @@ func require(t *testing.T) {
 	t.Skip(why)
 }
 
-// testContext ends before the test's own time-out would hide what went wrong.
+// testContext ends before the test's own time-out would hide what went wrong. On emulated
+// processors all takes longer: VK_METAL_TEST_SLOWNESS says how many times.
 func testContext(t *testing.T, d time.Duration) context.Context {
 	t.Helper()
+	if factor, err := strconv.Atoi(os.Getenv("VK_METAL_TEST_SLOWNESS")); err == nil && factor > 1 {
+		d *= time.Duration(factor)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	t.Cleanup(cancel)
 	return ctx
