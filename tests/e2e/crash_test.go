@@ -144,7 +144,7 @@ func TestAPIServerGoesAndComes(t *testing.T) {
 	crashes := e.waitPod("crashes", podTimeout, running)
 	before := e.podUnits(steady)
 	start := time.Now()
-	e.stopAPIServers(0, 1)
+	e.stopAPIServers(e.allAPIServers()...)
 	first := e.podUnits(crashes)
 	e.killMain(crashes)
 	e.waitOtherUnit(crashes, first, 30*time.Second)
@@ -152,7 +152,7 @@ func TestAPIServerGoesAndComes(t *testing.T) {
 	if after := e.podUnits(steady); !maps.Equal(before, after) {
 		t.Errorf("units %v became %v", before, after)
 	}
-	e.startAPIServers(0, 1)
+	e.startAPIServers(e.allAPIServers()...)
 	back := time.Now()
 	e.waitPod("crashes", time.Minute, restarted(1))
 	t.Logf("statuses right %s after an outage of %s", time.Since(back).Round(time.Millisecond), back.Sub(start).Round(time.Second))

@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -37,6 +38,18 @@ func setup(t *testing.T) *env {
 	t.Helper()
 	return setupFor(t, timeOf())
 }
+
+// setupMore is setup for the tests that CI does not run yet: make e2e-more does.
+func setupMore(t *testing.T) *env {
+	t.Helper()
+	if shared != nil && os.Getenv(moreTests) == "" {
+		t.Skip("not run by CI yet: set " + moreTests + "=1 (make e2e-more)")
+	}
+	return setup(t)
+}
+
+// moreTests turns them on; the cluster then has two API servers.
+const moreTests = "VK_METAL_E2E_MORE"
 
 // setupFor is setup for a test that may take as long as limit.
 func setupFor(t *testing.T, limit time.Duration) *env {

@@ -4,13 +4,26 @@ import (
 	"encoding/base64"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/vk-metal/vk-metal/tests/registry"
 )
 
 // maxArg is the kernel's MAX_ARG_STRLEN without the terminating NUL.
 const maxArg = 131071
+
+func TestImageThatDoesNotExist(t *testing.T) {
+	e := setup(t)
+	pod := e.busybox("none", "true")
+	pod.Spec.Containers[0].Image = "registry.k8s.io/e2e-test-images/no-such-image:1"
+	e.create(pod)
+	e.waitPod("none", podTimeout, waiting("ErrImagePull", "ImagePullBackOff"))
+	e.waitPod("none", podTimeout, waiting("ImagePullBackOff"))
+	e.remove("none", 20*time.Second)
+}
 
 func TestCommandThatCannotRun(t *testing.T) {
 	e := setup(t)
@@ -106,6 +119,30 @@ func TestArgumentThatTheKernelRefuses(t *testing.T) {
 	state := ended.Status.ContainerStatuses[0].State.Terminated
 	if state == nil || state.Reason != "StartError" || !strings.Contains(state.Message, "arg") {
 		t.Errorf("terminated as %+v", state)
+	}
+}
+
+// TestWorkloadCannotSpeakToSystemd forges a main PID for its own unit.
+func TestWorkloadCannotSpeakToSystemd(t *testing.T) {
+	e := setup(t)
+	pod := e.busybox("forger", `echo "socket=$NOTIFY_SOCKET"; ls -A /run/systemd 2>/dev/null; `+
+		`printf 'MAINPID=1\nSTOPPING=1' | nc -U -u -w1 /run/systemd/notify 2>&1; sleep 3600`)
+	pod.Spec.Containers[0].Image = registry.Agnhost
+	e.create(pod)
+	running := e.waitPod("forger", podTimeout, running)
+	before := e.podUnits(running)
+	e.exec(running, "bash", "-c", `printf 'MAINPID=1\nSTOPPING=1' | nc -U -u -w1 /run/systemd/notify; true`)
+	after := e.podUnits(running)
+	if len(before) != 1 || len(after) != 1 {
+		t.Fatalf("units %v became %v", before, after)
+	}
+	for unit, pid := range before {
+		if after[unit] != pid {
+			t.Errorf("%s: main process %s became %s", unit, pid, after[unit])
+		}
+	}
+	if log := e.logs("forger", &corev1.PodLogOptions{}); !strings.HasPrefix(log, "socket=\n") {
+		t.Errorf("the workload sees systemd: %q", log)
 	}
 }
 

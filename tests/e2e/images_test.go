@@ -37,7 +37,7 @@ const pullBackOff = 10 * time.Second
 // TestImageThatCannotBePulled: the pod says ErrImagePull, then ImagePullBackOff, is tried
 // again after a kubelet's pauses only, with a kubelet's events, and heals by itself.
 func TestImageThatCannotBePulled(t *testing.T) {
-	e := setup(t)
+	e := setupMore(t)
 	pod := e.busybox("heals", "exec sleep 3600")
 	pod.Spec.Containers[0].Image = registry.Private
 	pod.Spec.Containers[0].ImagePullPolicy = corev1.PullAlways

@@ -15,7 +15,6 @@ import (
 
 	"github.com/vk-metal/vk-metal/tests/artifacts"
 	"github.com/vk-metal/vk-metal/tests/cluster"
-	"github.com/vk-metal/vk-metal/tests/cluster/controlplane"
 	"github.com/vk-metal/vk-metal/tests/progress"
 	"github.com/vk-metal/vk-metal/tests/rig"
 )
@@ -57,8 +56,9 @@ func run(m *testing.M) int {
 		tearDown = func() { down(dir) }
 	}
 	defer func() { tearDown() }()
-	options := cluster.Options{
-		Dir: dir, Nodes: 2, Progress: progress.New(os.Stderr), ControlPlane: controlplane.Options{APIServers: 2},
+	options := cluster.Options{Dir: dir, Nodes: 2, Progress: progress.New(os.Stderr)}
+	if os.Getenv(moreTests) != "" {
+		options.ControlPlane.APIServers = 2
 	}
 	limit := upTime
 	if os.Getenv("VK_METAL_TEST_V2") != "" {

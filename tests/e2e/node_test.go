@@ -36,7 +36,7 @@ func (e *env) through(i int) *env {
 // TestAPIServersTakeOver stops each API server in turn: the nodes go on with the other, and
 // no pod notices.
 func TestAPIServersTakeOver(t *testing.T) {
-	e := setup(t)
+	e := setupMore(t)
 	nodes := []string{cluster.NodeName(0), cluster.NodeName(1)}
 	for _, node := range nodes {
 		pod := e.busybox("steady-"+node, "exec sleep 3600")
@@ -105,6 +105,15 @@ func (e *env) allUnits(nodes []string) map[string]string {
 	return all
 }
 
+// allAPIServers are the numbers of all.
+func (e *env) allAPIServers() []int {
+	var all []int
+	for i := range e.c.ControlPlane.URLs() {
+		all = append(all, i)
+	}
+	return all
+}
+
 // stopAPIServers stops some API servers at once; the test's end starts them.
 func (e *env) stopAPIServers(which ...int) {
 	e.Helper()
@@ -141,7 +150,7 @@ const clientCertificate = "/var/lib/vk-metal/pki/vk-metal-client-current.pem"
 // TestClientCertificateIsRenewed gives an agent a certificate that ends soon: it gets itself
 // another, and goes on with it when the first has ended.
 func TestClientCertificateIsRenewed(t *testing.T) {
-	e := setup(t)
+	e := setupMore(t)
 	node := cluster.NodeName(1)
 	steady := e.busybox("steady", "exec sleep 3600")
 	steady.Spec.NodeName = node
@@ -207,7 +216,7 @@ func (e *env) certificate(node string) *x509.Certificate {
 // TestNoAgentBesideAKubelet: where a kubelet runs, the agent says so and does not start, its
 // pods run on, and it starts by itself when the kubelet has gone.
 func TestNoAgentBesideAKubelet(t *testing.T) {
-	e := setup(t)
+	e := setupMore(t)
 	node := cluster.NodeName(1)
 	pod := e.busybox("steady", "exec sleep 3600")
 	pod.Spec.NodeName = node

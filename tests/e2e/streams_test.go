@@ -25,7 +25,7 @@ import (
 // TestPortForward reaches ports of a pod through the API server, also one that listens on
 // the pod's loopback interface alone, several times at once and byte for byte.
 func TestPortForward(t *testing.T) {
-	e := setup(t)
+	e := setupMore(t)
 	e.create(e.busybox("server", "mkdir /www && head -c 3000000 /dev/urandom >/www/data && exec httpd -f -p 127.0.0.1:8081 -h /www"))
 	pod := e.waitPod("server", podTimeout, running)
 	want := strings.Fields(e.exec(pod, "sha256sum", "/www/data"))[0]
@@ -83,7 +83,7 @@ func (e *env) hashOf(url string) (string, error) {
 // TestCopy copies a tree into a pod and out of it again with kubectl cp: same bytes and
 // modes. What is not there is not copied.
 func TestCopy(t *testing.T) {
-	e := setup(t)
+	e := setupMore(t)
 	e.create(e.busybox("box", "exec sleep 3600"))
 	e.waitPod("box", podTimeout, running)
 	source := filepath.Join(t.TempDir(), "tree")
@@ -131,7 +131,7 @@ func (e *env) kubectl(args ...string) string {
 
 // TestHostNetwork: such a pod is in the machine's own network, with its addresses and ports.
 func TestHostNetwork(t *testing.T) {
-	e := setup(t)
+	e := setupMore(t)
 	pod := e.busybox("host", "mkdir /www && hostname >/www/name && exec httpd -f -p 18081 -h /www")
 	pod.Spec.HostNetwork = true
 	e.create(pod)
