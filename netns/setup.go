@@ -60,6 +60,7 @@ func (m *Manager) setUp(ctx context.Context, pod PodNetwork) (PodAddress, error)
 		{"host up", s.hostUp},
 		{"pod side", s.podSide},
 		{"host side", s.hostSide},
+		{"bandwidth", s.bandwidth},
 		{"sysctls", s.sysctls},
 	} {
 		if err := ctx.Err(); err != nil {

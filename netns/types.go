@@ -14,6 +14,8 @@ type PodNetwork struct {
 	HostPorts []HostPort `json:"hostPorts,omitempty"`
 	// Sysctls are net.* ones, set inside the namespace before any container starts.
 	Sysctls map[string]string `json:"sysctls,omitempty"`
+	// Bandwidth is in force before any container starts.
+	Bandwidth Bandwidth `json:"bandwidth"`
 }
 
 // HostPort publishes a pod's port on the host.

@@ -87,9 +87,13 @@ func (w *worker) network(pod *corev1.Pod) *op {
 		if err := w.p.deps.Network.Ready(); err != nil {
 			return nil, fmt.Errorf("network is not ready: %w", err)
 		}
+		wanted, err := podNetwork(pod)
+		if err != nil {
+			return nil, err
+		}
 		var address netns.PodAddress
-		err := w.step("network", func() (err error) {
-			if address, err = w.p.deps.Network.Setup(ctx, podNetwork(pod)); err != nil || w.p.deps.Policy == nil {
+		err = w.step("network", func() (err error) {
+			if address, err = w.p.deps.Network.Setup(ctx, wanted); err != nil || w.p.deps.Policy == nil {
 				return err
 			}
 			return w.p.deps.Policy.Admit(ctx, pod, address.IPs)
@@ -98,7 +102,7 @@ func (w *worker) network(pod *corev1.Pod) *op {
 	})
 }
 
-func podNetwork(pod *corev1.Pod) netns.PodNetwork {
+func podNetwork(pod *corev1.Pod) (netns.PodNetwork, error) {
 	n := netns.PodNetwork{
 		PodUID: string(pod.UID), Namespace: pod.Namespace, Name: pod.Name, Sysctls: podplan.NetSysctls(pod),
 	}
@@ -117,7 +121,9 @@ func podNetwork(pod *corev1.Pod) netns.PodNetwork {
 			n.HostPorts = append(n.HostPorts, hp)
 		}
 	}
-	return n
+	var err error
+	n.Bandwidth, err = podBandwidth(pod)
+	return n, err
 }
 
 // hostShm is what pods in the host's IPC namespace see.
