@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -86,6 +87,9 @@ func (b *batch) clearGroup(name string, old, next *group) {
 func (b *batch) endpoint(f *family, name string, g *group, to netip.AddrPort) {
 	set := &nftables.Set{Table: f.table, Name: endpointName(name, to), KeyType: f.addr, Dynamic: true, HasTimeout: true}
 	_ = b.c.AddSet(set, nil) // fails for anonymous sets only
+	for part := range slices.Chunk(lives(b.clients[setName{g.ipv6, set.Name}], g.timeout), elementsChunk) {
+		_ = b.c.SetAddElements(set, part) // fails for anonymous sets only
+	}
 	value := []byte(endpointValue(to))
 	b.chain(f, chainSpec{name: set.Name, rules: []exprs{
 		{f.load(f.saddr, reg1), &expr.Dynset{SrcRegKey: reg1, SetName: set.Name, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: g.timeout}},
@@ -128,4 +132,45 @@ func (f *family) choose(name string, list []netip.AddrPort) []exprs {
 		}, verdict(expr.VerdictGoto, endpointName(name, to))))
 	}
 	return append(out, verdict(expr.VerdictDrop))
+}
+
+// clients are those that endpoints have in the kernel, by an endpoint's set: from before a
+// restart of the agent, or before the whole was put in place for another reason.
+func (t *table) clients(groups map[string]*group) map[setName][]nftables.SetElement {
+	out := map[setName][]nftables.SetElement{}
+	wanted := map[setName]bool{}
+	for name, g := range groups {
+		for _, to := range g.endpoints() {
+			wanted[setName{g.ipv6, endpointName(name, to)}] = true
+		}
+	}
+	if len(wanted) == 0 {
+		return out
+	}
+	for _, f := range t.families {
+		sets, err := t.conn.GetSets(f.table)
+		if err != nil {
+			continue // no table yet
+		}
+		for _, s := range sets {
+			at := setName{f.ipv6, s.Name}
+			if !wanted[at] {
+				continue
+			}
+			if got, err := t.conn.GetSetElements(s); err == nil {
+				out[at] = got
+			}
+		}
+	}
+	return out
+}
+
+// lives are the clients with what is left of their time; the next connection begins it anew.
+func lives(clients []nftables.SetElement, timeout time.Duration) (out []nftables.SetElement) {
+	for _, c := range clients {
+		if left := min(c.Expires, timeout); left > 0 {
+			out = append(out, nftables.SetElement{Key: c.Key, Timeout: left})
+		}
+	}
+	return out
 }

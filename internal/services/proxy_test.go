@@ -306,6 +306,40 @@ func TestAffinity(t *testing.T) {
 	}
 }
 
+// TestAffinityOverRestarts: a client stays with its endpoint when the agent restarts, and
+// when the whole is put in place again.
+func TestAffinityOverRestarts(t *testing.T) {
+	c := &cluster{world: newWorld(t), client: fake.NewClientset()}
+	stop := c.start()
+	client := c.Pod()
+	var list []string
+	for i := range 4 {
+		p := c.Pod()
+		c.Serve(p.NS, fmt.Sprintf("pod%d", i), 8080)
+		list = append(list, p.V4.String())
+	}
+	s := withUDP()
+	s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
+	c.apply(s)
+	c.endpoints(list...)
+	to := netip.MustParseAddrPort("10.96.0.10:80")
+	var mine string
+	testnet.Eventually(t, "somebody answers", func() error {
+		a, err := testnet.Ask(client.NS, "tcp", to)
+		mine = a.Who
+		return err
+	})
+	for i := range 5 {
+		stop()
+		stop = c.start()
+		if a, err := testnet.Ask(client.NS, "tcp", to); err != nil || a.Who != mine {
+			t.Fatalf("restart %d: %s answers (%v), not %s\n%s", i, a.Who, err, mine, c.Ruleset())
+		}
+	}
+	c.Ruleset()
+	stop()
+}
+
 // TestRestart: a proxy that starts takes over without a failed connection, and forgets
 // what went while it was away.
 func TestRestart(t *testing.T) {

@@ -131,7 +131,7 @@ func (t *table) replace(content elements, groups map[string]*group) error {
 	if err != nil {
 		return err
 	}
-	b := &batch{t: t, c: c, chains: map[setName]bool{}, groups: map[string]*group{}}
+	b := &batch{t: t, c: c, chains: map[setName]bool{}, groups: map[string]*group{}, clients: t.clients(groups)}
 	for _, f := range t.families {
 		c.AddTable(f.table)
 		c.DelTable(f.table)
@@ -196,6 +196,8 @@ type batch struct {
 	c      *nftables.Conn
 	chains map[setName]bool
 	groups map[string]*group
+	// clients are those that new endpoints begin with.
+	clients map[setName][]nftables.SetElement
 }
 
 func (b *batch) commit() error {
