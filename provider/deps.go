@@ -37,6 +37,9 @@ type Deps struct {
 	// Usage is asked before memory limits are lowered, and after; nil leaves that out.
 	Usage   Usage
 	Network netns.Network
+	// Readiness gets whether a pod that has addresses of its own is ready, before the API
+	// does; a pod that is gone is told as ready. nil tells nobody.
+	Readiness func(ips []netip.Addr, ready bool)
 	// Policy lets pods start once their network is guarded; nil lets all of them.
 	Policy  Admission
 	Images  images.Store

@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 
 	corev1 "k8s.io/api/core/v1"
@@ -43,6 +45,7 @@ func (w *worker) report(pod *corev1.Pod, gone bool, obs podplan.Observed, d podp
 	in.SandboxReady, in.PodIPs = w.sandboxState(pod)
 	status := podstatus.Compute(pod, in)
 	w.keepStatus(status)
+	w.tellReadiness(pod, &status)
 	w.mu.Lock()
 	w.status, w.hasRun = status, true
 	w.mu.Unlock()
@@ -56,6 +59,27 @@ func (w *worker) report(pod *corev1.Pod, gone bool, obs podplan.Observed, d podp
 	w.renew(opStatus)
 	w.begin(opStatus, apiRetry, func(ctx context.Context) (any, error) { return nil, w.patch(ctx) })
 	return false
+}
+
+// tellReadiness lets this node's Services know at once, without the API's round trip.
+func (w *worker) tellReadiness(pod *corev1.Pod, status *corev1.PodStatus) {
+	if w.p.deps.Readiness == nil || pod.Spec.HostNetwork {
+		return
+	}
+	var ips []netip.Addr
+	for _, ip := range status.PodIPs {
+		if a, err := netip.ParseAddr(ip.IP); err == nil {
+			ips = append(ips, a)
+		}
+	}
+	if len(ips) == 0 {
+		ips = w.toldIPs // given back meanwhile
+	}
+	w.toldIPs = ips
+	ready := w.released || slices.ContainsFunc(status.Conditions, func(c corev1.PodCondition) bool {
+		return c.Type == corev1.PodReady && c.Status == corev1.ConditionTrue
+	})
+	w.p.deps.Readiness(ips, ready)
 }
 
 // deleted says that the object's deletion has been asked for: there is nothing to report to.

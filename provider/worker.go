@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -54,6 +55,7 @@ type worker struct {
 	saved    *corev1.Pod // as it is on disk
 	started  time.Time
 	released bool
+	toldIPs  []netip.Addr // whose readiness was told
 	etc      etcFiles
 	etcIPs   string // the addresses that etc was written for
 	events   eventLimiter

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
@@ -57,4 +58,12 @@ func (a *agent) tellServiceProxy(self *corev1.Node) {
 	if a.proxy != nil {
 		a.proxy.SetNode(a.serviceFacts(self))
 	}
+}
+
+// readiness is where pods' readiness goes at once; nil without a proxy of ours.
+func (a *agent) readiness() func([]netip.Addr, bool) {
+	if a.proxy == nil {
+		return nil
+	}
+	return a.proxy.SetReady
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"reflect"
 	"sync"
 	"syscall"
@@ -48,11 +49,12 @@ type Proxy struct {
 	slices   cache.Indexer
 	synced   []cache.InformerSynced
 
-	mu    sync.Mutex
-	node  NodeFacts
-	dirty map[string]bool // Services to look at, by namespace/name
-	every bool            // look at all of them
-	told  bool            // that the watch is forbidden
+	mu      sync.Mutex
+	node    NodeFacts
+	dirty   map[string]bool     // Services to look at, by namespace/name
+	every   bool                // look at all of them
+	unready map[netip.Addr]bool // pods of this node; see SetReady
+	told    bool                // that the watch is forbidden
 
 	wake  chan struct{}
 	check chan struct{} // somebody else changed our tables
@@ -78,7 +80,7 @@ func New(o Options) (*Proxy, error) {
 	}
 	p := &Proxy{
 		log: o.Log, ns: ns, table: newTable(ns.FD(), o.PodLinkGroup), services: o.Services, node: o.Node,
-		dirty: map[string]bool{}, wake: make(chan struct{}, 1), check: make(chan struct{}, 1), state: newState(),
+		dirty: map[string]bool{}, unready: map[netip.Addr]bool{}, wake: make(chan struct{}, 1), check: make(chan struct{}, 1), state: newState(),
 		health: newHealth(ns, o.Log), stale: make(chan struct{}, 1), flows: flows{},
 		rival: func() (int, bool) { return rival("/proc", "self") }, rivalEvery: rivalEvery,
 	}
@@ -93,7 +95,7 @@ func (p *Proxy) register(o Options) error {
 	services, slices := o.Services.Informer(), o.Slices.Informer()
 	p.slices = slices.GetIndexer()
 	err := errors.Join(
-		slices.AddIndexers(cache.Indexers{byService: func(obj any) ([]string, error) { return []string{serviceOf(obj)}, nil }}),
+		slices.AddIndexers(cache.Indexers{byService: func(obj any) ([]string, error) { return []string{serviceOf(obj)}, nil }, byNear: nearIndex(o.Node.Name)}),
 		services.SetTransform(strip), slices.SetTransform(strip),
 		services.SetWatchErrorHandlerWithContext(p.watchFailed), slices.SetWatchErrorHandlerWithContext(p.watchFailed),
 	)
@@ -398,6 +400,9 @@ func (p *Proxy) resolve(key string, node NodeFacts) (age int64, ports []Port) {
 		list = append(list, obj.(*discoveryv1.EndpointSlice))
 	}
 	p.health.set(key, checkOf(service, list, node))
+	if service != nil && !service.Spec.PublishNotReadyAddresses {
+		node.unready = p.readiness
+	}
 	return age, Resolve(service, list, node, p.state.ports[key])
 }
 

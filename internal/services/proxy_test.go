@@ -306,6 +306,50 @@ func TestAffinity(t *testing.T) {
 	}
 }
 
+// TestUnreadyAtOnce: a pod of this node that is not ready gets no connections although its
+// slice still has it, unless the Service wants it so.
+func TestUnreadyAtOnce(t *testing.T) {
+	c := newWorld(t).proxied()
+	client, one, two := c.Pod(), c.Pod(), c.Pod()
+	c.Serve(one.NS, "one", 8080)
+	c.Serve(two.NS, "two", 8080)
+	s := baseService()
+	c.apply(s)
+	slice := slice(one.V4.String(), two.V4.String())
+	for i := range slice.Endpoints {
+		slice.Endpoints[i].NodeName = ptr.To(testnet.NodeName)
+	}
+	_, err := c.client.DiscoveryV1().EndpointSlices(slice.Namespace).Create(t.Context(), slice, metav1.CreateOptions{})
+	testnet.Must(t, err)
+	const to = "10.96.0.10:80"
+	both := func(what string) {
+		t.Helper()
+		seen := map[string]bool{}
+		testnet.Eventually(t, what, func() error {
+			a, err := testnet.Ask(client.NS, "tcp", netip.MustParseAddrPort(to))
+			if seen[a.Who] = true; err != nil || len(seen) < 2 {
+				return fmt.Errorf("only %v (%w)", seen, err)
+			}
+			return nil
+		})
+	}
+	both("both answer")
+	c.proxy.SetReady([]netip.Addr{one.V4}, false)
+	testnet.Eventually(t, "one gets nothing", func() error { return c.lacks(one.V4.String() + " . 8080") })
+	for range 8 {
+		if a, err := testnet.Ask(client.NS, "tcp", netip.MustParseAddrPort(to)); err != nil || a.Who != "two" {
+			t.Fatalf("%s answers (%v)", a.Who, err)
+		}
+	}
+	c.proxy.SetReady([]netip.Addr{one.V4}, true)
+	both("both answer again")
+	c.proxy.SetReady([]netip.Addr{one.V4, two.V4}, false)
+	c.becomes("nobody is left", client, "tcp", to, "refused")
+	s.Spec.PublishNotReadyAddresses = true
+	c.apply(s)
+	both("both answer when those that are not ready are wanted")
+}
+
 // TestAffinityOverRestarts: a client stays with its endpoint when the agent restarts, and
 // when the whole is put in place again.
 func TestAffinityOverRestarts(t *testing.T) {

@@ -20,6 +20,8 @@ type NodeFacts struct {
 	Addresses []netip.Addr
 	// Leaving tells load balancers to send nothing new: the node is being deleted.
 	Leaving bool
+
+	unready func(netip.Addr) bool // of this node's pods; nil knows none
 }
 
 // LabelServiceProxyName hands a Service to another proxy.
@@ -91,7 +93,7 @@ func resolvePort(s *corev1.Service, port *corev1.ServicePort, ip netip.Addr, sli
 		ID:       fmt.Sprintf("%s/%s:%s/%s", s.Namespace, s.Name, portLabel(port), proto),
 		Protocol: proto, Affinity: affinity(s), Frontend: frontends(s, port, ip, node),
 	}}
-	all := portEndpoints(sliceList, ip.Is6(), port.Name, proto, node.Name)
+	all := withdraw(portEndpoints(sliceList, ip.Is6(), port.Name, proto, node.Name), node.unready)
 	r.Some = len(usable(all)) > 0
 	r.cluster = preferred(all, node.Name, node.Zone)
 	near := filter(all, func(e *endpoint) bool { return e.near })
