@@ -30,7 +30,8 @@ var bootstrapManifest []byte
 // objectTimeout bounds the wait for a controller to make an object.
 const objectTimeout = time.Minute
 
-// bootstrap puts what joining nodes need into the API, and waits until pods can be
+// bootstrap puts what joining nodes need into the API, the right to enforce network policies
+// included, and waits until pods can be
 // made: without its ServiceAccount a namespace refuses them.
 func (cp *ControlPlane) bootstrap(ctx context.Context) error {
 	root, err := artifacts.Root()
