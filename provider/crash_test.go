@@ -13,11 +13,12 @@ import (
 
 // life is a pod's whole story: it runs, crashes, runs again, and is deleted. agent is
 // called for the agent of the moment.
-func life(w *world, agent func() *agent) {
+func life(w *world, agent func() *agent, change func(*corev1.PodSpec)) {
 	hook := &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{Sleep: &corev1.SleepAction{Seconds: 1}}}
 	w.create("a", func(p *corev1.Pod) {
 		p.Spec.InitContainers = []corev1.Container{{Name: "init", Image: "img"}}
 		p.Spec.Containers[0].Lifecycle = hook
+		change(&p.Spec)
 	})
 	w.until("init runs", func() bool { return w.runs("init") })
 	w.exit(agent(), "init", 0)
@@ -55,7 +56,7 @@ func TestKilledAtAnyStepConverges(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		first.t = t
 		a := first.boot("")
-		life(first, func() *agent { return a })
+		life(first, func() *agent { return a }, plain)
 		for _, s := range a.steps {
 			if !slices.Contains(steps, s) {
 				steps = append(steps, s)
@@ -77,6 +78,18 @@ func TestKilledAtAnyStepConverges(t *testing.T) {
 	if !slices.Equal(first.starts, want) {
 		t.Fatalf("starts without a crash: %v", first.starts)
 	}
+	convergesAfter(t, steps, want, plain)
+	t.Run("one PID namespace", func(t *testing.T) {
+		share := func(s *corev1.PodSpec) { s.ShareProcessNamespace = &[]bool{true}[0] }
+		convergesAfter(t, steps, append([]string{".pause/0"}, want...), share)
+	})
+	t.Logf("%d steps", len(steps))
+}
+
+func plain(*corev1.PodSpec) {}
+
+// convergesAfter kills the agent at each of the steps of a life.
+func convergesAfter(t *testing.T, steps, want []string, change func(*corev1.PodSpec)) {
 	for _, step := range steps {
 		t.Run(step, func(t *testing.T) {
 			w := newWorld(t)
@@ -92,7 +105,7 @@ func TestKilledAtAnyStepConverges(t *testing.T) {
 					defer w.mu.Unlock()
 					current = again
 				}()
-				life(w, func() *agent { w.mu.Lock(); defer w.mu.Unlock(); return current })
+				life(w, func() *agent { w.mu.Lock(); defer w.mu.Unlock(); return current }, change)
 				<-replaced
 				w.until("nothing left", func() bool { return len(w.left()) == 0 })
 			})
@@ -104,5 +117,4 @@ func TestKilledAtAnyStepConverges(t *testing.T) {
 			}
 		})
 	}
-	t.Logf("%d steps", len(steps))
 }

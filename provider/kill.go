@@ -89,7 +89,9 @@ func (w *worker) killAttempt(pod *corev1.Pod, a *attempt, k podplan.Kill, asked,
 			a.rec.Kill = nil
 			return err
 		}
-		w.event(pod, &c, corev1.EventTypeNormal, "Killing", k.Message)
+		if k.Message != "" {
+			w.event(pod, &c, corev1.EventTypeNormal, "Killing", k.Message)
+		}
 		w.quietProbes(a, podEnds)
 	} else if until := now.Add(k.Grace); asked && until.Before(a.rec.Kill.Until) {
 		a.rec.Kill.Until = until // the grace period was shortened

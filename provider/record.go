@@ -36,6 +36,8 @@ type attemptRecord struct {
 
 	// User is who the process was started as.
 	User *corev1.LinuxContainerUser `json:"user,omitempty"`
+	// Sandbox is the number of the pause process that it was started under.
+	Sandbox int `json:"sandbox,omitempty"`
 	// Resources are what the process runs with.
 	Resources *corev1.ResourceRequirements `json:"resources,omitempty"`
 

@@ -43,6 +43,7 @@ func (w *worker) report(pod *corev1.Pod, gone bool, obs podplan.Observed, d podp
 	}
 	in.ResizePending, in.ResizeError = w.pending, w.resizeError
 	in.SandboxReady, in.PodIPs = w.sandboxState(pod)
+	in.SandboxReady = in.SandboxReady && obs.SandboxUp(pod)
 	status := podstatus.Compute(pod, in)
 	w.keepStatus(status)
 	w.tellReadiness(pod, &status)

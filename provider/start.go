@@ -15,6 +15,7 @@ import (
 	"github.com/vk-metal/vk-metal/internal/images"
 	"github.com/vk-metal/vk-metal/internal/launchspec"
 	"github.com/vk-metal/vk-metal/provider/podplan"
+	"github.com/vk-metal/vk-metal/systemd"
 )
 
 // refuse holds back a pod that asks for what cannot be had, and says so.
@@ -65,6 +66,10 @@ func (w *worker) start(ctx context.Context, pod *corev1.Pod, d podplan.Decision,
 	}
 	any := false
 	for _, st := range d.Start {
+		if st.Container == podplan.PauseName {
+			any = s.ready && w.startPause(ctx, pod, st, s) || any
+			continue
+		}
 		c, ok := podplan.Find(pod, st.Container)
 		if !ok {
 			continue
@@ -84,7 +89,11 @@ func (w *worker) start(ctx context.Context, pod *corev1.Pod, d podplan.Decision,
 			err = w.startAttempt(ctx, pod, c, st, s, cin)
 			release()
 		}
-		if err != nil {
+		switch {
+		case errors.Is(err, errNoSandbox):
+			w.unitChanged() // that it has died is about to be seen
+			continue
+		case err != nil:
 			waiting[c.Name] = w.startFailed(pod, c, err)
 			continue
 		}
@@ -175,7 +184,7 @@ func (w *worker) startAttempt(ctx context.Context, pod *corev1.Pod, c podplan.Co
 	a := newAttempt(attemptRecord{
 		Container: c.Name, Number: st.Attempt, Unit: podplan.UnitName(uid, c.Name, st.Attempt), SpecHash: podplan.SpecHash(c),
 		Image: c.Image, ImageID: cin.Image.Digest, CreatedAt: time.Now(), Backoff: st.Backoff, StopSignal: stopSignal(c, cin.Image),
-		Resources: c.Resources.DeepCopy(),
+		Resources: c.Resources.DeepCopy(), Sandbox: st.Sandbox,
 	}, false)
 	if c.Lifecycle != nil && c.Lifecycle.PostStart != nil {
 		a.rec.PostStart = podplan.HookRunning
@@ -261,34 +270,46 @@ func (w *worker) dropAttempt(a *attempt) {
 
 // launch hands the attempt to systemd.
 func (w *worker) launch(ctx context.Context, pod *corev1.Pod, c podplan.Container, a *attempt, launch podplan.Launch, s shared) error {
-	w.p.ownUnit(launch.Unit.Name, w)
-	w.dirty = true
-	bounded, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	w.p.hook("start/before")
-	started, err := w.p.deps.Runtime.Start(bounded, launch.Unit)
-	w.p.hook("start/after")
+	failure, err := w.startUnit(ctx, a, launch.Unit)
 	if err != nil {
-		// What came of it is in the unit and the exit record: observe finds it.
-		if lookErr := w.lookAtUnit(ctx, a); lookErr != nil || a.exit == nil && !a.rec.Launched {
-			return fmt.Errorf("start unit %s: %w", launch.Unit.Name, err)
-		}
-		message := err.Error()
-		if a.exit != nil && a.exit.StartError != nil {
-			message = a.exit.StartError.Message
-		}
-		w.event(pod, &c, corev1.EventTypeWarning, "Failed", "Error: "+message)
-		return nil
+		return err
 	}
-	a.rec.Launched, a.rec.StartedAt, a.rec.User = true, started.StartedAt, w.startedAs(a.rec)
-	if err := w.step("started", func() error { return a.rec.save(w.p.deps.Layout, string(w.uid)) }); err != nil {
-		w.log.Error("Cannot record a start", "container", c.Name, "err", err)
+	if failure != "" {
+		w.event(pod, &c, corev1.EventTypeWarning, "Failed", "Error: "+failure)
+		return nil
 	}
 	w.event(pod, &c, corev1.EventTypeNormal, "Started", "Container started")
 	w.log.Info("Container started", "container", c.Name, "unit", launch.Unit.Name, "attempt", a.rec.Number)
 	w.probe(pod, c, a, first(s.ips))
 	w.postStart(c, a, s)
 	return nil
+}
+
+// startUnit starts the attempt's unit. failure says why its program never ran; an error
+// that nothing is known of it: it is tried again.
+func (w *worker) startUnit(ctx context.Context, a *attempt, unit systemd.Unit) (failure string, err error) {
+	w.p.ownUnit(unit.Name, w)
+	w.dirty = true
+	bounded, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	w.p.hook("start/before")
+	started, err := w.p.deps.Runtime.Start(bounded, unit)
+	w.p.hook("start/after")
+	if err != nil {
+		// What came of it is in the unit and the exit record: observe finds it.
+		if lookErr := w.lookAtUnit(ctx, a); lookErr != nil || a.exit == nil && !a.rec.Launched {
+			return "", fmt.Errorf("start unit %s: %w", unit.Name, err)
+		}
+		if a.exit != nil && a.exit.StartError != nil {
+			return a.exit.StartError.Message, nil
+		}
+		return err.Error(), nil
+	}
+	a.rec.Launched, a.rec.StartedAt, a.rec.User = true, started.StartedAt, w.startedAs(a.rec)
+	if err := w.step("started", func() error { return a.rec.save(w.p.deps.Layout, string(w.uid)) }); err != nil {
+		w.log.Error("Cannot record a start", "container", a.rec.Container, "err", err)
+	}
+	return "", nil
 }
 
 // startTimeout bounds one start: the launcher takes milliseconds.

@@ -35,6 +35,7 @@ import (
 	"github.com/vk-metal/vk-metal/internal/volumes"
 	"github.com/vk-metal/vk-metal/netns"
 	"github.com/vk-metal/vk-metal/probes"
+	"github.com/vk-metal/vk-metal/provider/podplan"
 	"github.com/vk-metal/vk-metal/systemd"
 )
 
@@ -233,7 +234,7 @@ func (f fakeRuntime) Start(_ context.Context, unit systemd.Unit) (systemd.Starte
 	w := f.a.w
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.held == 0 {
+	if w.held == 0 && unit.Identity.Container != podplan.PauseName {
 		w.t.Errorf("unit %s is started while its image may be removed", unit.Name)
 	}
 	if old := w.units[unit.Name]; old != nil {
@@ -283,6 +284,14 @@ func (w *world) end(u *fakeUnit, code, signal int) {
 	}
 	data, _ := json.Marshal(exit)
 	_ = os.WriteFile(u.ExitRecord, data, 0o600)
+	if u.Identity.Container != podplan.PauseName {
+		return
+	}
+	for _, other := range w.units { // the kernel ends a PID namespace with its first process
+		if other.running && other.Identity.PodUID == u.Identity.PodUID {
+			w.end(other, 137, 9)
+		}
+	}
 }
 
 // exit ends the newest process of a container.

@@ -40,6 +40,7 @@ func TestMachineEvents(t *testing.T) {
 	a := m.sleeper(nil)
 	is := func(event Event) bool { return event.Unit == a.unit.Name && event.PodUID == a.spec.PodUID }
 	m.waitEvent("start", is)
+	m.eventually("it traps TERM", func() bool { return strings.Contains(a.mustExec("ps"), "sleep 1000") })
 	m.must(m.manager.Signal(m.ctx, a.unit.Name, syscall.SIGTERM, false))
 	m.waitEvent("end", func(event Event) bool {
 		_, ok, err := m.manager.Get(m.ctx, a.unit.Name)

@@ -605,6 +605,64 @@ func TestMachineSharedPID(t *testing.T) {
 	}
 }
 
+// TestMachinePause has two containers live under a pause process.
+func TestMachinePause(t *testing.T) {
+	m := newMachine(t)
+	pause := m.attempt("none")
+	pause.spec.Pause, pause.spec.Args = true, nil
+	pid := pause.mustStart().MainPID
+	var status []byte
+	m.eventually("it is called pause", func() (ok bool) {
+		var err error
+		status, err = os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+		m.must(err)
+		return strings.HasPrefix(string(status), "Name:\tpause\n")
+	})
+	for _, line := range []string{"Uid:\t65535\t65535", "Gid:\t65535\t65535", "CapEff:\t0000000000000000", "CapBnd:\t0000000000000000", "NoNewPrivs:\t1"} {
+		if !strings.Contains(string(status), line) {
+			t.Errorf("the pause process lacks %q:\n%s", line, status)
+		}
+	}
+	t.Logf("memory of a pause process:\n%s", rollup(pid))
+	join := func(a *attempt) {
+		a.unit.Slice = pause.unit.Slice
+		a.spec.Namespaces.PIDOf = &launchspec.UnitProcess{Unit: pause.unit.Name, PID: pid}
+	}
+	one := m.sleeper(join)
+	two := m.sleeper(func(a *attempt) { join(a); a.spec.Capabilities = append(a.spec.Capabilities, "CAP_SYS_PTRACE") })
+	if got := one.mustExec("sh", "-c", "ps -o pid,args | grep -cE '^ +1 /pause|sh -c [t]rap'"); got != "3\n" {
+		t.Errorf("%q of the three processes are seen", got)
+	}
+	one.mustExec("sh", "-c", "kill -9 1; kill 1; sh -c 'sh -c \"sleep 0.01\" & exit' ; :")
+	m.eventually("no zombie is left", func() bool { return !strings.Contains(one.mustExec("ps", "-o", "stat,args"), "Z") })
+	if _, _, errs, err := one.exec(nil, "ls", "/proc/1/root/"); err != nil || !strings.Contains(errs, "Permission denied") {
+		t.Errorf("the root of the pause process can be seen: %q, %v", errs, err)
+	}
+	if got := two.mustExec("sh", "-c", "ls -A /proc/1/root/; readlink /proc/1/root; ls -l /proc/1/fd | grep -vc -e null -e total -e eventpoll -e eventfd -e pipe; :"); got != "/\n0\n" {
+		t.Errorf("to CAP_SYS_PTRACE the pause process shows %q", got)
+	}
+	m.must(m.manager.Signal(m.ctx, pause.unit.Name, syscall.SIGKILL, false))
+	if exit := one.exit(); exit.Signal != 9 {
+		t.Errorf("without its namespace a container ended with %+v", exit)
+	}
+	two.exit()
+	if exit := pause.exit(); exit.Signal != 9 || exit.Container != pause.spec.Container {
+		t.Errorf("the pause process ended with %+v", exit)
+	}
+}
+
+// rollup is the memory of a process; a test prints it.
+func rollup(pid int) string {
+	data, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/smaps_rollup")
+	var lines []string
+	for line := range strings.Lines(string(data)) {
+		if strings.HasPrefix(line, "Rss:") || strings.HasPrefix(line, "Pss:") || strings.HasPrefix(line, "Private_Dirty:") {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines, "")
+}
+
 func TestMachineManyLayers(t *testing.T) {
 	m := newMachine(t)
 	a := m.attempt("sh", "-c", "cat /layers/*")

@@ -41,6 +41,9 @@ func build(specPath string, ch channel) error {
 	if err := isolate(spec); err != nil {
 		return err
 	}
+	if spec.Pause {
+		return buildPause(spec, specPath, ch)
+	}
 	stdio, err := openStdio(spec)
 	if err != nil {
 		return err

@@ -14,6 +14,8 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+
+	"github.com/vk-metal/vk-metal/internal/launchspec"
 )
 
 // Namespaces, credentials and seccomp belong to a thread: everything that changes them
@@ -21,6 +23,9 @@ import (
 func init() { runtime.LockOSThread() }
 
 func main() {
+	if len(os.Args) == 1 && os.Args[0] == launchspec.PauseProgram {
+		os.Exit(pause())
+	}
 	if len(os.Args) < 3 {
 		usage()
 	}

@@ -42,6 +42,9 @@ func checkSpec(spec *launchspec.Spec) error {
 	if spec.Version != launchspec.Version {
 		return fmt.Errorf("launch spec has version %d, this launcher knows %d", spec.Version, launchspec.Version)
 	}
+	if spec.Pause {
+		return nil
+	}
 	if len(spec.Args) == 0 || len(spec.Args[0]) == 0 {
 		return fmt.Errorf("container %q: no command specified", spec.Container)
 	}

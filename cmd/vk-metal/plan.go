@@ -16,6 +16,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/vk-metal/vk-metal/internal/images"
+	"github.com/vk-metal/vk-metal/internal/launchspec"
 	"github.com/vk-metal/vk-metal/internal/logs"
 	"github.com/vk-metal/vk-metal/internal/paths"
 	"github.com/vk-metal/vk-metal/internal/poddefaults"
@@ -144,6 +145,9 @@ func planContainer(ctx context.Context, layout paths.Layout, store *images.Manag
 	if c.TTY {
 		terminal := logs.TerminalOf(layout, uid, c.Name, 0)
 		in.Terminal, in.Stdin, in.Stdout, in.Stderr = &terminal, "", "", ""
+	}
+	if podplan.SharesPID(pod) {
+		in.PIDOf = &launchspec.UnitProcess{Unit: podplan.UnitName(uid, podplan.PauseName, 0)}
 	}
 	for _, env := range c.Env {
 		value := env.Value

@@ -11,6 +11,7 @@ import (
 
 	"github.com/vk-metal/vk-metal/internal/node"
 	"github.com/vk-metal/vk-metal/internal/nodestats"
+	"github.com/vk-metal/vk-metal/provider/podplan"
 	"github.com/vk-metal/vk-metal/systemd"
 )
 
@@ -56,6 +57,9 @@ func (f figures) Pods(ctx context.Context) ([]nodestats.Pod, error) {
 			}
 			pods[id.PodUID] = &nodestats.Pod{Namespace: id.PodNamespace, Name: id.PodName, UID: id.PodUID, Reading: reading, StartedAt: unit.StartedAt}
 			order = append(order, id.PodUID)
+		}
+		if id.Container == podplan.PauseName {
+			continue // in the pod's figures, and no container of its own
 		}
 		if reading, err := f.read(ctx, unit.Name); err == nil {
 			pod := pods[id.PodUID]

@@ -20,6 +20,11 @@ type Spec struct {
 	Container string `json:"container"`
 	Attempt   int    `json:"attempt"`
 
+	// Pause makes the process the one that keeps a pod's PID namespace: PauseProgram, with
+	// nobody's identity and an empty root. Of the fields below only Namespaces, Hostname,
+	// SeccompBPF, OOMScoreAdj and the records count then.
+	Pause bool `json:"pause,omitempty"`
+
 	// Args is argv. Args[0] is looked up in Env's PATH inside the root when it has
 	// no slash. Bytes, because JSON strings cannot hold what execve can.
 	Args [][]byte `json:"args"`
@@ -76,6 +81,9 @@ type Spec struct {
 	ErrorRecord string `json:"errorRecord"`
 	ExitRecord  string `json:"exitRecord"`
 }
+
+// PauseProgram is what a pod's first process is called, in its containers' eyes too.
+const PauseProgram = "/pause"
 
 // Terminal says who gets the master of a container's pseudo-terminal: the log writer, on
 // its SOCK_SEQPACKET socket, for the stream of that name. The packet is TerminalPacket and

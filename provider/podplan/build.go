@@ -79,7 +79,7 @@ func unitOf(pod *corev1.Pod, c Container, start Start, in PodInputs, cin Contain
 		OOMScoreAdjust: adjust,
 		AllDevices:     privileged(c),
 	}
-	unit.After = startsAfter(pod, c)
+	unit.After = startsAfter(pod, c, start.Sandbox)
 	unit.StopTimeout = shutdownGrace(pod)
 	unit.Wants = nil // a container never pulls another in: restarts are the agent's
 	return unit
@@ -100,8 +100,11 @@ func shutdownGrace(pod *corev1.Pod) time.Duration {
 
 // startsAfter makes the order of init containers visible in the units. Only first attempts
 // are named: later ones are not known when the unit is made, and ordering is the agent's.
-func startsAfter(pod *corev1.Pod, c Container) []string {
+func startsAfter(pod *corev1.Pod, c Container, sandbox int) []string {
 	var after []string
+	if SharesPID(pod) { // systemd stops in reverse: the namespace is the last to go
+		after = append(after, UnitName(string(pod.UID), PauseName, sandbox))
+	}
 	for _, other := range Containers(pod) {
 		if other.Name == c.Name {
 			break

@@ -13,6 +13,8 @@ type Start struct {
 	Container string        `json:"container"`
 	Attempt   int           `json:"attempt"`
 	Backoff   time.Duration `json:"backoff,omitempty"` // what the attempt after this one waits
+	// Sandbox is the number of the pause process that it runs under.
+	Sandbox int `json:"sandbox,omitempty"`
 }
 
 // Kill is one running attempt to end.
@@ -72,6 +74,9 @@ func Decide(pod *corev1.Pod, obs Observed) Decision {
 			d.hold()
 		}
 		d.end()
+		return d.out
+	}
+	if up := d.pause(); !up {
 		return d.out
 	}
 	d.ephemeral()
@@ -143,6 +148,9 @@ func (d *decider) end() {
 			return
 		}
 		othersRun = d.kill(c, d.grace(), "Stopping container "+c.Name, false)
+	}
+	if !othersRun {
+		d.kill(pauseContainer, minimalGrace, "", false) // the last: with it go all in its namespace
 	}
 }
 
@@ -296,7 +304,11 @@ func (d *decider) holdBack(c Container, last Attempt, until time.Time) {
 }
 
 func (d *decider) start(c Container, attempt int, backoff time.Duration) {
-	d.out.Start = append(d.out.Start, Start{Container: c.Name, Attempt: attempt, Backoff: backoff})
+	start := Start{Container: c.Name, Attempt: attempt, Backoff: backoff}
+	if SharesPID(d.pod) && c.Name != PauseName {
+		start.Sandbox = d.obs.sandbox()
+	}
+	d.out.Start = append(d.out.Start, start)
 }
 
 func (d *decider) wake(at time.Time) {

@@ -33,37 +33,37 @@ func (d *decider) init() (failed bool) {
 // mainStarted says whether the pod has been initialized since this boot.
 func (d *decider) mainStarted() bool {
 	for _, c := range d.pod.Spec.Containers {
-		if last, ok := d.obs.latest(c.Name); ok && !last.Imported && last.Phase != Prepared {
+		if last, ok := d.obs.latest(c.Name); ok && !d.obs.Stale(d.pod, last) && last.Phase != Prepared {
 			return true
 		}
 	}
 	return false
 }
 
-// rebootEndsPod says that nothing of the pod is run anew after a reboot, because its
-// containers must not be restarted or have all done their work.
+// rebootEndsPod says that nothing of the pod is run anew after a reboot, or the end of its
+// sandbox, because its containers must not be restarted or have all done their work.
 func (d *decider) rebootEndsPod() bool {
-	imported := false
+	stale := false
 	for _, c := range Containers(d.pod) {
 		if c.Role == RoleEphemeral {
 			continue
 		}
 		last, ok := d.obs.latest(c.Name)
-		if ok && !last.Imported {
+		if ok && !d.obs.Stale(d.pod, last) {
 			return false
 		}
-		imported = imported || ok
+		stale = stale || ok
 		if c.Role == RoleMain && (!ok && d.pod.Spec.RestartPolicy != corev1.RestartPolicyNever || ok && Restarts(d.pod, c, last.ExitCode)) {
 			return false
 		}
 	}
-	return imported
+	return stale
 }
 
 // initContainer runs one init container to success.
 func (d *decider) initContainer(c Container) (done, failed bool) {
 	last, ok := d.obs.latest(c.Name)
-	if ok && last.Phase == Ended && last.Imported {
+	if ok && last.Phase == Ended && d.obs.Stale(d.pod, last) {
 		d.start(c, last.Number+1, 0) // the sandbox is new: it runs anew
 		return false, false
 	}

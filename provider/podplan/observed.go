@@ -36,6 +36,8 @@ type Attempt struct {
 	SpecHash string `json:"specHash,omitempty"`
 	// Imported attempts are known from the API only: the node was rebooted since.
 	Imported bool `json:"imported,omitempty"`
+	// Sandbox is the number of the pod's pause process that this attempt was started under.
+	Sandbox int `json:"sandbox,omitempty"`
 
 	// CreatedAt is when the attempt was decided on; Backoff is the delay that the next
 	// attempt will be held back for, 0 for none.

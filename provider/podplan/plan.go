@@ -60,6 +60,9 @@ func For(pod *corev1.Pod, obs Observed, policy Policy, in PodInputs, resolve fun
 }
 
 func (p *Plan) build(pod *corev1.Pod, start Start, in PodInputs, resolve func(Container) (ContainerInputs, bool)) (Launch, bool) {
+	if start.Container == PauseName {
+		return BuildPause(pod, start, in), true
+	}
 	c, _ := Find(pod, start.Container)
 	cin, ok := resolve(c)
 	if !ok {

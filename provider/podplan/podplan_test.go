@@ -113,9 +113,9 @@ func TestStringsThatExecveCannotTake(t *testing.T) {
 }
 
 func TestEveryRefusedFieldIsNamed(t *testing.T) {
-	yes, name := true, "special"
+	no, name := false, "special"
 	for field, change := range map[string]func(*corev1.Pod){
-		"spec.shareProcessNamespace":         func(p *corev1.Pod) { p.Spec.ShareProcessNamespace = &yes },
+		"spec.hostUsers":                     func(p *corev1.Pod) { p.Spec.HostUsers = &no },
 		"spec.runtimeClassName":              func(p *corev1.Pod) { p.Spec.RuntimeClassName = &name },
 		"spec.containers{app}.volumeDevices": func(p *corev1.Pod) { p.Spec.Containers[0].VolumeDevices = []corev1.VolumeDevice{{Name: "d"}} },
 		"spec.securityContext.sysctls[0]": func(p *corev1.Pod) {
@@ -143,11 +143,15 @@ func TestNeverTwoAttempts(t *testing.T) {
 		always := corev1.ContainerRestartPolicyAlways
 		pod.Spec.RestartPolicy = rapid.SampledFrom([]corev1.RestartPolicy{"Always", "OnFailure", "Never"}).Draw(t, "policy")
 		pod.Spec.InitContainers = []corev1.Container{{Name: "i", Image: "img"}, {Name: "s", Image: "img", RestartPolicy: &always}}
+		if rapid.Bool().Draw(t, "shared") {
+			share := true
+			pod.Spec.ShareProcessNamespace = &share
+		}
 		if rapid.Bool().Draw(t, "deleted") {
 			pod.DeletionTimestamp = &metav1.Time{Time: time.Unix(1000, 0)}
 		}
 		obs := Observed{Now: time.Unix(2000, 0), Attempts: map[string][]Attempt{}, Gone: rapid.Bool().Draw(t, "gone")}
-		for _, c := range []string{"i", "s", "app"} {
+		for _, c := range []string{"i", "s", "app", PauseName} {
 			for n := range rapid.IntRange(0, 2).Draw(t, "attempts") {
 				phase := Ended
 				if n > 0 || rapid.Bool().Draw(t, "alive") {
@@ -156,6 +160,7 @@ func TestNeverTwoAttempts(t *testing.T) {
 				obs.Attempts[c] = append(obs.Attempts[c], Attempt{
 					Number: n, Phase: phase, ExitCode: rapid.IntRange(0, 2).Draw(t, "exit"), Started: rapid.Bool().Draw(t, "started"),
 					FinishedAt: time.Unix(rapid.Int64Range(1900, 2000).Draw(t, "finished"), 0), Imported: rapid.Bool().Draw(t, "imported"),
+					Sandbox: rapid.IntRange(0, 1).Draw(t, "sandbox"),
 					Backoff: time.Duration(rapid.IntRange(0, 300).Draw(t, "backoff")) * time.Second,
 				})
 			}
@@ -169,6 +174,9 @@ func TestNeverTwoAttempts(t *testing.T) {
 			if ok && last.Phase == Running || slices.ContainsFunc(d.Kill, func(k Kill) bool { return k.Container == s.Container }) {
 				t.Fatalf("starts %v beside a living attempt", s)
 			}
+		}
+		if len(d.Start) > 0 && SharesPID(pod) && d.Start[0].Container != PauseName && !obs.SandboxUp(pod) {
+			t.Fatalf("starts %v in a namespace that is not there", d.Start)
 		}
 		if d.Done && obs.anyRunning() {
 			t.Fatal("done although a process lives")

@@ -40,7 +40,6 @@ var podRules = []struct {
 	refused func(*corev1.PodSpec) bool
 }{
 	{"spec.hostUsers", notYet, func(s *corev1.PodSpec) bool { return s.HostUsers != nil && !*s.HostUsers }},
-	{"spec.shareProcessNamespace", notYet, func(s *corev1.PodSpec) bool { return s.ShareProcessNamespace != nil && *s.ShareProcessNamespace }},
 	{"spec.runtimeClassName", notYet, func(s *corev1.PodSpec) bool { return s.RuntimeClassName != nil && *s.RuntimeClassName != "" }},
 	{"spec.resourceClaims", notYet, func(s *corev1.PodSpec) bool { return len(s.ResourceClaims) > 0 }},
 }

@@ -62,7 +62,7 @@ func container(pod *corev1.Pod, c podplan.Container, in Input) corev1.ContainerS
 	if started := status.State.Running != nil && last.Started; c.Role != podplan.RoleEphemeral {
 		status.Started = &started
 	}
-	status.Ready = ready(c, status, last)
+	status.Ready = ready(c, status, last) && (c.Role != podplan.RoleInit || !in.Observed.Stale(pod, last))
 	return status
 }
 
@@ -170,7 +170,7 @@ func endReason(a podplan.Attempt) string {
 func ready(c podplan.Container, status corev1.ContainerStatus, last podplan.Attempt) bool {
 	switch c.Role {
 	case podplan.RoleInit:
-		return last.Phase == podplan.Ended && last.ExitCode == 0 && !last.Imported
+		return last.Phase == podplan.Ended && last.ExitCode == 0
 	case podplan.RoleEphemeral:
 		return false
 	}
