@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -196,7 +195,7 @@ func (w *worker) terminationMessage(pod *corev1.Pod, c podplan.Container, number
 	if exit.StartError != nil {
 		return exit.StartError.Message
 	}
-	message := readHead(w.terminationLog(c.Name, number), maxMessage)
+	message := readTail(w.terminationLog(c.Name, number), maxMessage)
 	if message != "" || exit.ExitCode == 0 || c.TerminationMessagePolicy != corev1.TerminationMessageFallbackToLogsOnError {
 		return message
 	}
@@ -208,16 +207,20 @@ func (w *worker) terminationMessage(pod *corev1.Pod, c podplan.Container, number
 	return tail
 }
 
-// readHead reads the beginning of a regular file; the container owns it and may have made
+// readTail reads the end of a regular file; the container owns it and may have made
 // anything of it, though not another file: it is bound by its inode.
-func readHead(path string, limit int64) string {
+func readTail(path string, limit int64) string {
 	file, err := os.Open(path)
 	if err != nil {
 		return ""
 	}
 	defer file.Close()
-	data, err := io.ReadAll(io.LimitReader(file, limit))
-	if err != nil && !errors.Is(err, io.EOF) {
+	info, err := file.Stat()
+	if err != nil {
+		return ""
+	}
+	data, err := io.ReadAll(io.NewSectionReader(file, max(info.Size()-limit, 0), limit))
+	if err != nil {
 		return ""
 	}
 	return string(bytes.ToValidUTF8(data, []byte("\uFFFD")))

@@ -85,11 +85,19 @@ func waitingFor(err error) Waiting {
 	return Waiting{Reason: "RunContainerError", Message: err.Error()}
 }
 
-// KillTimes splits a kill's grace: the preStop hook may use all of it, and the process
-// has at least two seconds after TERM (the kubelet's minimumGracePeriodInSeconds).
+// leastToStop is how long a process has after the stop signal, whatever the grace period
+// was and however much of it the preStop hook took (the kubelet's minimumGracePeriodInSeconds).
+const leastToStop = 2 * time.Second
+
+// KillTimes splits a kill's grace: the preStop hook may use all of it, hookEnded is zero
+// where none ran.
 func KillTimes(begun time.Time, grace time.Duration, hookEnded time.Time) (killAt time.Time) {
+	signalled := begun
+	if hookEnded.After(begun) {
+		signalled = hookEnded
+	}
 	killAt = begun.Add(grace)
-	if least := hookEnded.Add(min(2*time.Second, grace)); !hookEnded.IsZero() && killAt.Before(least) {
+	if least := signalled.Add(leastToStop); killAt.Before(least) {
 		return least
 	}
 	return killAt

@@ -202,3 +202,25 @@ func TestPurity(t *testing.T) {
 		}
 	}
 }
+
+func TestEveryProcessHasTwoSecondsToStop(t *testing.T) {
+	begun := time.Unix(1000, 0)
+	at := func(seconds int) time.Time { return begun.Add(time.Duration(seconds) * time.Second) }
+	for _, tc := range []struct {
+		grace     time.Duration
+		hookEnded time.Time
+		want      time.Time
+	}{
+		{30 * time.Second, time.Time{}, at(30)},
+		{30 * time.Second, at(10), at(30)},
+		{30 * time.Second, at(29), at(31)},
+		{30 * time.Second, at(30), at(32)},
+		{time.Second, time.Time{}, at(2)},
+		{time.Second, at(1), at(3)},
+		{0, time.Time{}, at(2)},
+	} {
+		if got := KillTimes(begun, tc.grace, tc.hookEnded); !got.Equal(tc.want) {
+			t.Errorf("grace %s, hook until %v: killed at %v, want %v", tc.grace, tc.hookEnded, got, tc.want)
+		}
+	}
+}

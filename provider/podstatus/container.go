@@ -2,6 +2,7 @@ package podstatus
 
 import (
 	"fmt"
+	"unicode/utf8"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -51,6 +52,9 @@ func container(pod *corev1.Pod, c podplan.Container, in Input) corev1.ContainerS
 	status.ImageID = last.ImageID
 	if last.User != nil {
 		status.User = &corev1.ContainerUser{Linux: last.User}
+	}
+	if c.Lifecycle != nil { // only where the API server knows the field (ContainerStopSignals, alpha)
+		status.StopSignal = c.Lifecycle.StopSignal
 	}
 	if len(attempts) > 1 {
 		status.LastTerminationState = terminated(pod, c, attempts[len(attempts)-2])
@@ -148,10 +152,25 @@ func oldStatus(pod *corev1.Pod, name string) (corev1.ContainerStatus, bool) {
 
 func terminated(pod *corev1.Pod, c podplan.Container, a podplan.Attempt) corev1.ContainerState {
 	return corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{
-		ExitCode: int32(a.ExitCode), Reason: endReason(a), Message: a.Message,
+		ExitCode: int32(a.ExitCode), Reason: endReason(a), Message: cut(a.Message, maxMessages/len(podplan.Containers(pod))),
 		StartedAt: metav1.NewTime(a.StartedAt), FinishedAt: metav1.NewTime(a.FinishedAt),
 		ContainerID: ContainerID(string(pod.UID), c.Name, a.Number),
 	}}
+}
+
+// maxMessages is how many bytes the messages of a pod's containers may have together; each has
+// its share (pkg/kubelet/container/runtime.go, MaxPodTerminationMessageLogLength).
+const maxMessages = 12 << 10
+
+// cut shortens a text to n bytes at most, and no character to a part of it.
+func cut(text string, n int) string {
+	if len(text) <= n {
+		return text
+	}
+	for n > 0 && !utf8.RuneStart(text[n]) {
+		n--
+	}
+	return text[:n]
 }
 
 func endReason(a podplan.Attempt) string {

@@ -1,8 +1,10 @@
 package podstatus
 
 import (
+	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -247,5 +249,38 @@ func TestComputeSettles(t *testing.T) {
 		if c != pod.Status.Conditions[i] {
 			t.Errorf("condition %+v became %+v", pod.Status.Conditions[i], c)
 		}
+	}
+}
+
+func TestMessagesOfAPodHaveABoundTogether(t *testing.T) {
+	pod, in := base()
+	long := ended(0, 1)
+	long.Message = strings.Repeat("é", 4096/2)
+	set(in, "a", long)
+	decide(pod, in)
+	cs := Compute(pod, *in).ContainerStatuses[0]
+	got := cs.State.Terminated
+	if got == nil {
+		got = cs.LastTerminationState.Terminated
+	}
+	if want := 12 << 10 / 4; len(got.Message) != want || !utf8.ValidString(got.Message) {
+		t.Errorf("%d bytes of the message are kept, want %d", len(got.Message), want)
+	}
+	if got := cut("aé", 2); got != "a" {
+		t.Errorf("half a character is kept: %q", got)
+	}
+}
+
+func TestStopSignalIsShownWhereItIsSet(t *testing.T) {
+	pod, in := base()
+	signal := corev1.SIGUSR1
+	pod.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{StopSignal: &signal}
+	decide(pod, in)
+	s := Compute(pod, *in)
+	if got := s.ContainerStatuses[0].StopSignal; got == nil || *got != signal {
+		t.Errorf("stop signal %v", got)
+	}
+	if got := s.ContainerStatuses[1].StopSignal; got != nil {
+		t.Errorf("stop signal %v of a container that sets none", *got)
 	}
 }
