@@ -81,6 +81,9 @@ func (p *Provider) Run(ctx context.Context) error {
 	p.mu.Lock()
 	p.ctx = ctx
 	p.mu.Unlock()
+	if err := p.keepPrivate(); err != nil {
+		return err
+	}
 	if err := p.loadAllocations(); err != nil {
 		return err
 	}
