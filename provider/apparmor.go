@@ -45,14 +45,15 @@ func (w *worker) appArmor(pod *corev1.Pod, c podplan.Container) (string, error) 
 		return wanted.Name, nil
 	}
 	name, err := host.EnsureDefault()
-	if err != nil && wanted.Explicit {
+	switch {
+	case err == nil:
+		return name, nil
+	case wanted.Explicit:
 		return refused(err.Error())
-	}
-	if err != nil {
+	default:
 		w.p.appArmorMissing.Do(func() {
 			w.log.Warn("Containers that name no AppArmor profile run without one", "err", err)
 		})
 		return "", nil
 	}
-	return name, nil
 }
