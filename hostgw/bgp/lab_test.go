@@ -117,7 +117,8 @@ func newLab(t testing.TB) *lab {
 	if os.Geteuid() != 0 {
 		missing(t, "needs root")
 	}
-	dir, err := os.MkdirTemp("", "bgp") // short: it holds sockets
+	// Short: it holds sockets. In /tmp: FRR gives up root, and $TMPDIR may be for root alone.
+	dir, err := os.MkdirTemp("/tmp", "bgp")
 	must(t, err)
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return &lab{t: t, dir: dir}
