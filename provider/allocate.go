@@ -112,7 +112,13 @@ func (w *worker) admit(pod *corev1.Pod) error {
 			w.rejected = &podplan.Refusal{Field: "spec.nodeName", Admission: shutdownRefusal, Reason: "Pod was rejected as the node is shutting down."}
 			return nil
 		}
-		if w.rejected = podplan.Admit(pod, w.p.place(w.uid)); w.rejected != nil {
+		place := w.p.place(w.uid)
+		if w.rejected = podplan.Admit(pod, place); w.rejected != nil {
+			if victims := podplan.Preempt(pod, w.rejected, place, isCritical); len(victims) > 0 {
+				w.rejected = nil
+				w.p.preempt(pod, victims)
+				return errNoRoomYet
+			}
 			w.log.Info("Pod is not admitted", "reason", w.rejected.Admission, "message", w.rejected.Reason)
 			return nil
 		}

@@ -36,14 +36,15 @@ func (w *worker) loadEviction() error {
 	return nil
 }
 
-// evict asks for the end of the pod; the first to ask wins.
-func (w *worker) evict(rec evictRecord) {
+// evict asks for the end of the pod; the first to ask wins, and is told so.
+func (w *worker) evict(rec evictRecord) (first bool) {
 	w.mu.Lock()
-	if w.eviction == nil {
+	if first = w.eviction == nil; first {
 		w.eviction = &rec
 	}
 	w.mu.Unlock()
 	w.wakeUp()
+	return first
 }
 
 // takeEviction writes down what was asked for, before anything is done about it.

@@ -19,9 +19,6 @@ const (
 	shutdownRefusal = "NodeShutdown"
 )
 
-// criticalPriority is the lowest of the system's classes (scheduling.SystemCriticalPriority).
-const criticalPriority = 2_000_000_000
-
 // toldWait is how long the end of a pod may take to get to the API server beyond its death.
 const toldWait = 3 * time.Second
 
@@ -72,7 +69,7 @@ func (p *Provider) Shutdown(ctx context.Context, grace, critical time.Duration) 
 }
 
 func isCritical(pod *corev1.Pod) bool {
-	return staticpods.IsUID(pod.UID) || pod.Spec.Priority != nil && *pod.Spec.Priority >= criticalPriority
+	return staticpods.IsUID(pod.UID) || pod.Spec.Priority != nil && *pod.Spec.Priority >= podplan.SystemCritical
 }
 
 // endAll ends pods side by side and waits for them.

@@ -8,6 +8,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/utils/ptr"
+
+	"github.com/vk-metal/vk-metal/provider/podplan"
 )
 
 func TestShutdownEndsPodsInOrder(t *testing.T) {
@@ -25,7 +27,7 @@ func TestShutdownEndsPodsInOrder(t *testing.T) {
 		w.deaf["slow"] = true
 		w.create("ordinary", named("plain", 0))
 		w.create("slow", named("slow", 1000))
-		w.create("critical", named("vital", criticalPriority))
+		w.create("critical", named("vital", podplan.SystemCritical))
 		for _, name := range []string{"ordinary", "slow", "critical"} {
 			w.until("Running", w.podIs(name, corev1.PodRunning))
 		}

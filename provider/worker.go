@@ -2,6 +2,7 @@ package provider
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -200,6 +201,10 @@ func (w *worker) sync(ctx context.Context) (finished bool) {
 		return false
 	}
 	pod, rejected, err := w.allocate(pod, gone)
+	if errors.Is(err, errNoRoomYet) {
+		w.wakeAfter(time.Second)
+		return false
+	}
 	if err != nil {
 		w.log.Error("Cannot admit a pod", "err", err)
 		w.wakeAfter(time.Second)
