@@ -144,7 +144,8 @@ func TestHostReboot(t *testing.T) {
 	if err := errors.Join(r.downProcesses(ctx, nil), r.downKernel(ctx, nil)); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.update(func(s *state) error { s.BootID = "another"; return nil }); err != nil {
+	// A reboot undoes settings, too.
+	if err := r.update(func(s *state) error { s.BootID = "another"; return restoreSysctls(s.Sysctls) }); err != nil {
 		t.Fatal(err)
 	}
 	again, err := Up(ctx, Config{Dir: r.Dir()})
