@@ -41,7 +41,11 @@ cat >/root/workload <<'END'
 cd /run/vk-metal/log-streams/uid.c.0
 exec 1<>stdout 2<>stderr
 i=0
-while [ ! -e /root/end ]; do i=$((i+1)); echo line $i; done
+while [ ! -e /root/end ]; do
+	i=$((i+1))
+	echo line $i
+	while [ -e /root/pause ]; do touch /root/paused; sleep 0.05; done
+done
 echo total $i >/root/total
 echo last words >&2
 END
@@ -106,16 +110,24 @@ func testLogWriter(t *testing.T, m *rig.Machine) {
 		run(t, m, "systemctl kill -s KILL vk-metal-log.service")
 	}
 	eventually(t, m, "systemctl is-active vk-metal-log.service")
-	// The container ends while no writer is there: systemd holds its pipes.
+	// The container ends while no writer is there, with room in its pipes: systemd holds them.
+	run(t, m, "touch /root/pause")
+	eventually(t, m, "[ -e /root/paused ]")
 	run(t, m, `
 		mkdir -p /run/systemd/system/vk-metal-log.service.d
-		printf '[Service]\nRestartSec=3s\n' >/run/systemd/system/vk-metal-log.service.d/slow.conf
-		systemctl daemon-reload
+		printf '[Service]\nRestartSec=1h\n' >/run/systemd/system/vk-metal-log.service.d/slow.conf
+		systemctl daemon-reload`)
+	// A kill that meets no writer is lost.
+	eventually(t, m, `
 		systemctl kill -s KILL vk-metal-log.service
+		[ "$(systemctl show -P SubState vk-metal-log.service)" = auto-restart ]`)
+	run(t, m, `
 		touch /root/end
+		rm /root/pause
 		while systemctl is-active --quiet vkm-uid-c-0.service; do sleep 0.1; done
 		[ -e /run/vk-metal/log-streams/uid.c.0 ]
-		rm -r /run/systemd/system/vk-metal-log.service.d; systemctl daemon-reload`)
+		rm -r /run/systemd/system/vk-metal-log.service.d; systemctl daemon-reload
+		systemctl restart vk-metal-log.service`)
 	eventually(t, m, "[ ! -e /run/vk-metal/log-streams/uid.c.0 ]")
 	expect(t, m, `
 		cd /var/log/pods/ns_pod_uid/c
