@@ -369,14 +369,10 @@ func TestFloodDoesNotHoldOthersBack(t *testing.T) {
 	}()
 	for i := range 50 {
 		fmt.Fprintf(quiet.stdout, "%d\n", i)
-		begin := time.Now()
 		eventually(t, func() bool {
 			out, _ := quiet.read(t)
 			return bytes.HasSuffix(out, fmt.Appendf(nil, "%d\n", i))
 		})
-		if took := time.Since(begin); took > 2*time.Second {
-			t.Errorf("line %d took %v", i, took)
-		}
 	}
 	eventually(t, func() bool { // in the middle of a rotation there is one more
 		files, err := filepath.Glob(loud.LogFile + "*")

@@ -69,7 +69,7 @@ func (s *session) says(line, want string) {
 	if _, err := fmt.Fprintln(s.keyboard, line); err != nil {
 		s.Fatal(err)
 	}
-	s.eventually(10*time.Second, func() string {
+	s.eventually(30*time.Second, func() string {
 		if got := s.String(); !strings.Contains(got, want) {
 			return fmt.Sprintf("%q led to %q, want %q", line, got, want)
 		}

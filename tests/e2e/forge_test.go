@@ -96,7 +96,7 @@ func TestForgedMainProcess(t *testing.T) {
 	// What is looked at does change where systemd is reached.
 	e.on(node, "systemd-run", "--quiet", "--unit=forger-control", "-p", "NotifyAccess=all", "sh", "-c", "systemd-notify STATUS=forged; exec sleep 60")
 	defer e.on(node, "systemctl", "stop", "forger-control.service")
-	e.eventually(10*time.Second, func() string {
+	e.eventually(30*time.Second, func() string {
 		if text := e.on(node, "systemctl", "show", "--property=StatusText", "forger-control.service"); text != "StatusText=forged\n" {
 			return "a unit that may speak to systemd has " + text
 		}

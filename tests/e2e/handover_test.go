@@ -181,7 +181,7 @@ func TestHandover(t *testing.T) {
 	e.deploy(6, exitsAtOnce("0"))
 	service := e.service("web")
 	address := net.JoinHostPort(service.Spec.ClusterIP, "80")
-	e.eventually(20*time.Second, func() string { return e.answers(address) })
+	e.eventually(30*time.Second, func() string { return e.answers(address) })
 	c := e.handOver(address, wanted)
 	t.Log("held: " + c.end())
 	if c.refused+c.cut > 0 || c.fresh < wanted {
@@ -314,7 +314,7 @@ func TestHeldPodIsAlive(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Once the node's service proxy has the slice, so has the hold: they share the watch.
-	e.eventually(20*time.Second, func() string { return e.answers(net.JoinHostPort(service.Spec.ClusterIP, "80")) })
+	e.eventually(30*time.Second, func() string { return e.answers(net.JoinHostPort(service.Spec.ClusterIP, "80")) })
 	if err := e.c.Client.CoreV1().Pods(e.ns).Delete(e.Context(), pod.Name, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -337,7 +337,7 @@ func TestHeldPodIsAlive(t *testing.T) {
 // waitEvent waits for an event of the pod.
 func (e *env) waitEvent(pod *corev1.Pod, reason string) {
 	e.Helper()
-	e.eventually(20*time.Second, func() string {
+	e.eventually(30*time.Second, func() string {
 		list, err := e.c.Client.CoreV1().Events(e.ns).List(e.Context(), metav1.ListOptions{
 			FieldSelector: fields.Set{"involvedObject.uid": string(pod.UID), "reason": reason}.String(),
 		})
