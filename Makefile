@@ -78,7 +78,7 @@ e2e-more: ## run the end-to-end tests that CI does not run yet, too (root; RUN=r
 .PHONY: bench
 bench: ## measure the parts, then pods on a machine against their floor (root)
 	go test -run '^$$' -bench . -benchtime 2s ./internal/logwriter
-	go test -run '^$$' -bench 'HTTP|TCP' -benchtime 2s ./probes
+	go test -run '^$$' -bench 'HTTP|TCP|Floor' -benchtime 2s ./probes
 	go test -run '^$$' -bench Thousand -benchtime 10x ./probes
 	@tests/prepare
 	@cd tests && VK_METAL_BENCH=1 go test -count=1 -v -timeout 60m -run '$(RUN)' ./bench

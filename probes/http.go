@@ -19,8 +19,10 @@ import (
 // userAgent names the version whose behaviour we follow.
 const userAgent = "kube-probe/1.35"
 
-// dialer lingers for 1 s instead of leaving 60 s of TIME-WAIT behind each probe.
+// dialer lingers for 1 s instead of leaving 60 s of TIME-WAIT behind each probe. No
+// connection lives long enough for keep-alive.
 var dialer = &net.Dialer{
+	KeepAlive: -1,
 	Control: func(_, _ string, c syscall.RawConn) error {
 		return c.Control(func(fd uintptr) {
 			_ = syscall.SetsockoptLinger(int(fd), syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1, Linger: 1})

@@ -2,6 +2,7 @@ package probes
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
@@ -201,6 +203,23 @@ func BenchmarkHTTP(b *testing.B) {
 // BenchmarkTCP is one tcp probe.
 func BenchmarkTCP(b *testing.B) {
 	benchmark(b, corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromString("web")}})
+}
+
+// BenchmarkFloor is what the kernel takes of the CPU for a tcp probe: a connection made and
+// closed by system calls alone.
+func BenchmarkFloor(b *testing.B) {
+	at := &unix.SockaddrInet4{Port: portOf(b, otherProcess(b)), Addr: [4]byte{127, 0, 0, 1}}
+	before := cpuTime()
+	for b.Loop() {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err == nil {
+			err = errors.Join(unix.Connect(fd, at), unix.Close(fd))
+		}
+		if err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64((cpuTime()-before)/time.Duration(b.N))/1e3, "cpu-µs/op")
 }
 
 // BenchmarkThousandAtOneHertz runs 1,000 probes of one second's period, half of them http,
