@@ -14,6 +14,7 @@ import (
 
 	"github.com/vk-metal/vk-metal/internal/config"
 	"github.com/vk-metal/vk-metal/internal/images"
+	"github.com/vk-metal/vk-metal/internal/paths"
 	"github.com/vk-metal/vk-metal/systemd"
 )
 
@@ -30,9 +31,18 @@ func openImages(g *globals) (*images.Manager, error) {
 	if err != nil {
 		return nil, err
 	}
-	return images.NewManager(images.Options{
-		Root: g.layout.Images(), HostsDir: cfg.Registries.ConfigPath, HostImages: cfg.HostImages.Enabled,
-	})
+	return images.NewManager(imageOptions(g.layout, cfg))
+}
+
+func imageOptions(layout paths.Layout, cfg config.Config) images.Options {
+	o := images.Options{
+		Root: layout.Images(), HostsDir: cfg.Registries.ConfigPath,
+		HostImages: cfg.HostImages.Enabled, HostMounts: layout.HostRoots(), Private: layout.Private(),
+	}
+	for _, root := range cfg.HostImages.Roots {
+		o.HostRoots = append(o.HostRoots, images.HostRoot(root))
+	}
+	return o
 }
 
 func newImagesList(g *globals) *cobra.Command {

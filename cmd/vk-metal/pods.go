@@ -52,9 +52,9 @@ func (a *agent) openHost(ctx context.Context) (err error) {
 	}); err != nil {
 		return err
 	}
-	a.pods.images, err = images.NewManager(images.Options{
-		Root: a.g.layout.Images(), HostsDir: a.cfg.Registries.ConfigPath, HostImages: a.cfg.HostImages.Enabled, Logger: a.log,
-	})
+	options := imageOptions(a.g.layout, a.cfg)
+	options.Logger = a.log
+	a.pods.images, err = images.NewManager(options)
 	return err
 }
 

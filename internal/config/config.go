@@ -81,8 +81,15 @@ type Registries struct {
 	ConfigPath string
 }
 
-// HostImages are images that are programs of the host.
-type HostImages struct{ Enabled bool }
+// HostImages are images that are programs of the host (docs/host-images.md).
+type HostImages struct {
+	Enabled bool
+	// Roots are directories and disk images of the host that run as vk-metal.local/<name>.
+	Roots []HostRoot
+}
+
+// HostRoot is a directory or a disk image, with what verity it must have: "", hashed or signed.
+type HostRoot struct{ Name, Path, Verity string }
 
 // Network is the pod network's host side.
 type Network struct {

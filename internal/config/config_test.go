@@ -35,7 +35,9 @@ seccompDefault: true
 allowedUnsafeSysctls: [net.core.somaxconn, "kernel.msg*", net/ipv4/*]
 registries:
   configPath: /srv/certs.d
-hostImages: {enabled: true}
+hostImages:
+  enabled: true
+  roots: [{name: web, path: /srv/web.raw, verity: signed}, {name: trixie, path: /srv/trixie/}]
 network:
   mtu: 1400
   masquerade: false
@@ -60,7 +62,8 @@ func TestParseFull(t *testing.T) {
 	if c.NodeName != "metal-0" || c.ClusterDomain != "cluster.example" || c.MaxPods != 250 || c.LogLevel != slog.LevelDebug {
 		t.Errorf("scalars: %+v", c)
 	}
-	if c.Logs != (Logs{50 << 20, 3}) || c.Network.Masquerade || c.Network.MTU != 1400 || c.Network.Encapsulation != "CrossSubnet" || c.Network.VXLANPort != 4789 || !c.HostImages.Enabled {
+	if c.Logs != (Logs{50 << 20, 3}) || c.Network.Masquerade || c.Network.MTU != 1400 || c.Network.Encapsulation != "CrossSubnet" || c.Network.VXLANPort != 4789 ||
+		!c.HostImages.Enabled || !slices.Equal(c.HostImages.Roots, []HostRoot{{"web", "/srv/web.raw", "signed"}, {"trixie", "/srv/trixie", ""}}) {
 		t.Errorf("sections: %+v %+v", c.Logs, c.Network)
 	}
 	if want := []string{"net.core.somaxconn", "kernel.msg*", "net.ipv4.*"}; !c.SeccompDefault || c.PodPidsLimit != 4096 || !slices.Equal(c.AllowedUnsafeSysctls, want) {
@@ -131,6 +134,11 @@ func TestParseMistakes(t *testing.T) {
 		"reserved resource":   {head + "kubeReserved: {gpu: 1}\n", "kubeReserved.gpu: cannot be reserved"},
 		"negative amount":     {head + "kubeReserved: {cpu: -1}\n", "is not an amount"},
 		"bool words":          {head + "hostImages: {enabled: yes}\n", `"yes" must be true or false`},
+		"root without path":   {head + "hostImages: {roots: [{name: web}]}\n", "f.yaml:4: hostImages.roots[0]: give a name"},
+		"root's name":         {head + "hostImages: {roots: [{name: Web, path: /srv}]}\n", `"Web" cannot be part of an image's name`},
+		"root host":           {head + "hostImages: {roots: [{name: host, path: /srv}]}\n", "is the name of the host's own root"},
+		"two roots":           {head + "hostImages: {roots: [{name: a, path: /a}, {name: a, path: /b}]}\n", `hostImages.roots[1].name: "a" is the name of another root`},
+		"verity":              {head + "hostImages: {roots: [{name: a, path: /a, verity: maybe}]}\n", `"maybe" must be one of hashed, signed`},
 		"level":               {head + "logLevel: loud\n", "must be one of debug"},
 		"not UTF-8":           {head + "nodeName: \xff\n", "not UTF-8"},
 		"a host's sysctl":     {head + "allowedUnsafeSysctls: [vm.swappiness]\n", `"vm.swappiness" is not namespaced`},

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"sort"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -49,7 +50,10 @@ func (m *Manager) Ensure(ctx context.Context, req PullRequest) (Image, error) {
 	for _, err := range errs {
 		m.log.WarnContext(ctx, "Image pull secret left out", "error", err)
 	}
-	if e.policy() != corev1.PullAlways || isHostImage(ref) {
+	if isHostImage(ref) {
+		return e.hostImage(ctx)
+	}
+	if e.policy() != corev1.PullAlways {
 		img, done, err := e.fromStore()
 		if done || err != nil {
 			return img, err
@@ -71,9 +75,6 @@ func (e *ensuring) policy() corev1.PullPolicy {
 
 // fromStore answers without a registry where the policy and the pod's credentials allow it.
 func (e *ensuring) fromStore() (img Image, done bool, err error) {
-	if isHostImage(e.ref) {
-		return e.hostImage()
-	}
 	r, ok, err := e.m.present(e.ref.canonical())
 	if err != nil {
 		img, err = e.fail(eventInspect, reasonInspectError, fmt.Errorf("Failed to inspect image %q: %w", e.req.Ref, err)) //nolint:staticcheck // the kubelet's text
@@ -227,9 +228,10 @@ func (m *Manager) present(ref string) (Record, bool, error) {
 }
 
 // Get implements Store.
-func (m *Manager) Get(_ context.Context, digest string) (Image, bool, error) {
-	if digest == HostImage {
-		return hostRoot(), m.opts.HostImages, nil
+func (m *Manager) Get(ctx context.Context, digest string) (Image, bool, error) {
+	if strings.HasPrefix(digest, hostImageRegistry+"/") {
+		img, err := m.hostImage(ctx, digest)
+		return img, err == nil, nil //nolint:nilerr // Ensure says why
 	}
 	r, ok, err := m.present(digest)
 	if err != nil || !ok {

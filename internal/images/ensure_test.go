@@ -151,22 +151,3 @@ func TestFailuresAndBackOff(t *testing.T) {
 		wantEvents(t, rec, `Warning InspectFailed Failed to apply default image tag`, `Warning Failed Error: InvalidImageName`)
 	}
 }
-
-func TestHostImage(t *testing.T) {
-	off := testManager(t, nil)
-	_, err := off.Ensure(t.Context(), PullRequest{Ref: HostImage})
-	wantReason(t, err, "ErrImagePull")
-	if !strings.Contains(err.Error(), HostImagesKey) {
-		t.Errorf("error %q does not name the setting", err)
-	}
-	on := testManager(t, func(o *Options) { o.HostImages = true })
-	img, err := on.Ensure(t.Context(), PullRequest{Ref: HostImage, Policy: corev1.PullAlways})
-	if err != nil || !img.Host || img.HostPath != "/" || len(img.Layers) > 0 {
-		t.Errorf("host image %+v %v", img, err)
-	}
-	if got, ok, err := on.Get(t.Context(), img.Digest); !ok || err != nil || !got.Host {
-		t.Errorf("Get: %+v %v %v", got, ok, err)
-	}
-	_, err = on.Ensure(t.Context(), PullRequest{Ref: "vk-metal.local/other"})
-	wantReason(t, err, "ErrImagePull")
-}

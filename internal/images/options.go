@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"sync"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -25,6 +26,12 @@ type Options struct {
 	HostsDir string
 	// HostImages allows references to host images (docs/host-images.md).
 	HostImages bool
+	// HostRoots are further host images; their disk images are mounted below HostMounts, a
+	// directory that is gone after a reboot (paths.Layout.HostRoots()).
+	HostRoots  []HostRoot
+	HostMounts string
+	// Private are directories that no host image may hold or lie in.
+	Private []string
 	// MaxParallelPulls bounds pulls that run at once; default 4.
 	MaxParallelPulls int
 	// ProgressTimeout ends a download that got no byte for so long; default 5 minutes.
@@ -114,6 +121,7 @@ type Manager struct {
 	chains  keyedMutex
 	backoff *flowcontrol.Backoff
 	lastErr messages
+	disks   sync.Mutex // mounts of disk images
 }
 
 var _ Store = (*Manager)(nil)

@@ -76,6 +76,12 @@ func (l Layout) Layer(uid, container string, attempt int) string {
 // Images is the content store and the unpacked layers.
 func (l Layout) Images() string { return filepath.Join(l.Lib, "images") }
 
+// HostRoots is where disk images that are host images are mounted.
+func (l Layout) HostRoots() string { return filepath.Join(l.Run, "roots") }
+
+// Private are the directories that hold other pods' secrets and the node's identity.
+func (l Layout) Private() []string { return []string{l.Run, l.Lib, l.Log, l.Etc, l.Kubelet} }
+
 // SeccompProfiles is the kubelet's directory of Localhost profiles.
 func (l Layout) SeccompProfiles() string { return filepath.Join(l.Kubelet, "seccomp") }
 

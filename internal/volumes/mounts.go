@@ -10,23 +10,11 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vk-metal/vk-metal/internal/mounts"
 )
 
-// isMountPoint says whether a file system is mounted at dir; a missing dir is none.
-func isMountPoint(dir string) (bool, error) {
-	var st unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_TYPE, &st)
-	if errors.Is(err, fs.ErrNotExist) {
-		return false, nil
-	}
-	if err != nil {
-		return false, fmt.Errorf("look at %s: %w", dir, err)
-	}
-	if st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT == 0 {
-		return false, fmt.Errorf("look at %s: the kernel does not tell mount points (5.8 does)", dir)
-	}
-	return st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, nil
-}
+var isMountPoint = mounts.IsMountPoint
 
 // unmountMemory unmounts the pod's own tmpfs mounts, and nothing else that may be mounted there.
 func (m *Manager) unmountMemory(uid string) error {

@@ -30,7 +30,7 @@ func mountsOf(c Container, in PodInputs, cin ContainerInputs) ([]launchspec.Moun
 		}
 	}
 	add(launchspec.Mount{Kind: launchspec.MountBind, Source: in.Shm, Target: "/dev/shm", NoSuid: true, NoDev: true, NoExec: true})
-	if !cin.Image.Host {
+	if cin.Image.HostPath != "/" {
 		add(launchspec.Mount{Kind: launchspec.MountBind, Source: in.HostnameFile, Target: "/etc/hostname", File: true, Readonly: readonly})
 	}
 	add(launchspec.Mount{Kind: launchspec.MountBind, Source: in.ResolvConf, Target: "/etc/resolv.conf", File: true, Readonly: readonly})
