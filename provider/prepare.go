@@ -164,7 +164,12 @@ func (w *worker) volumeInfo(pod *corev1.Pod) volumes.PodInfo {
 func planVolumes(mounted map[string]volumes.Mounted) map[string]podplan.Volume {
 	out := make(map[string]podplan.Volume, len(mounted))
 	for name, m := range mounted {
-		out[name] = podplan.Volume{Path: m.Path, Readonly: m.Readonly, File: m.File, Device: m.Device}
+		volume := podplan.Volume{Path: m.Path, Readonly: m.Readonly, File: m.File, NoExec: m.NoExec, NoSuid: m.NoSuid, NoDev: m.NoDev}
+		if m.Device != nil {
+			device := podplan.BlockDevice(*m.Device)
+			volume.Device = &device
+		}
+		out[name] = volume
 	}
 	return out
 }
@@ -177,7 +182,9 @@ func (w *worker) sandboxEvents(pod *corev1.Pod, slice, network, private, vols *o
 		}
 	}
 	if vols.err != nil {
-		w.event(pod, nil, corev1.EventTypeWarning, "FailedMount", vols.err.Error())
+		for reason, message := range volumes.Events(vols.err) {
+			w.event(pod, nil, corev1.EventTypeWarning, reason, message)
+		}
 	}
 }
 

@@ -47,7 +47,11 @@ func mountDev(root *rootDir, spec *launchspec.Spec) error {
 		devices = append(hostDevices(), devices...)
 	}
 	for _, device := range append(devices[:len(devices):len(devices)], spec.Devices...) {
-		if err := makeDevice(rootDir{fd: dev}, device); err != nil {
+		name, ok := inDev(device.Path)
+		if !ok {
+			continue // placeDevices
+		}
+		if err := makeDevice(rootDir{fd: dev}, name, device); err != nil {
 			return fmt.Errorf("make device %s: %w", device.Path, err)
 		}
 	}
@@ -81,12 +85,44 @@ func mountInDev(root rootDir) error {
 	return nil
 }
 
-// makeDevice makes a node below /dev. A node that is there already stays.
-func makeDevice(dev rootDir, device launchspec.Device) error {
-	name, ok := strings.CutPrefix(path.Clean(device.Path), "/dev/")
-	if !ok {
-		return errors.New("it is not below /dev")
+// inDev is the device's path below /dev, if it is there.
+func inDev(name string) (string, bool) { return strings.CutPrefix(path.Clean(name), "/dev/") }
+
+// placeDevices makes the devices that are not below /dev, once everything is mounted.
+func placeDevices(root rootDir, spec *launchspec.Spec) error {
+	for _, device := range spec.Devices {
+		if _, ok := inDev(device.Path); ok {
+			continue
+		}
+		if err := makeDevice(root, path.Clean(device.Path), device); err != nil {
+			return fmt.Errorf("make device %s: %w", device.Path, err)
+		}
+		if err := checkDevice(root, device); err != nil {
+			return fmt.Errorf("make device %s: %w", device.Path, err)
+		}
 	}
+	return nil
+}
+
+// checkDevice refuses another file of the image or of a volume at the device's place.
+func checkDevice(root rootDir, device launchspec.Device) error {
+	fd, err := root.open(device.Path, unix.O_PATH|unix.O_NOFOLLOW)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if kind := st.Mode & unix.S_IFMT; kind != unix.S_IFBLK && kind != unix.S_IFCHR || st.Rdev != unix.Mkdev(device.Major, device.Minor) {
+		return errors.New("another file is there")
+	}
+	return nil
+}
+
+// makeDevice makes a node at name inside dir. What is there already stays.
+func makeDevice(dev rootDir, name string, device launchspec.Device) error {
 	kind := uint32(unix.S_IFCHR)
 	if device.Type == "b" {
 		kind = unix.S_IFBLK

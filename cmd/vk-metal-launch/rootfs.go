@@ -67,6 +67,9 @@ func populate(root rootDir, spec *launchspec.Spec, sources []source) error {
 			return fmt.Errorf("mount %s on %s: %w", describe(mount), mount.Target, err)
 		}
 	}
+	if err := placeDevices(root, spec); err != nil {
+		return err
+	}
 	if err := makeWorkDir(root, spec); err != nil {
 		return err
 	}

@@ -17,6 +17,7 @@ import (
 	"github.com/vk-metal/vk-metal/internal/images"
 	"github.com/vk-metal/vk-metal/internal/node"
 	"github.com/vk-metal/vk-metal/internal/objects"
+	"github.com/vk-metal/vk-metal/internal/plugins"
 	"github.com/vk-metal/vk-metal/internal/sandbox"
 	"github.com/vk-metal/vk-metal/internal/seccomp"
 	"github.com/vk-metal/vk-metal/internal/task"
@@ -60,9 +61,14 @@ func (a *agent) openHost(ctx context.Context) (err error) {
 
 // podTasks joins the provider with its surroundings; a.node must be there.
 func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
+	if err := plugins.MakeDirs(a.g.layout); err != nil {
+		return nil, err
+	}
 	source := objects.NewSource(ctx, a.client, objects.Options{Logger: a.log})
 	allocatable := func() corev1.ResourceList { return a.node.Latest().Status.Allocatable }
-	vols, err := volumes.NewManager(volumes.Options{Layout: a.g.layout, Objects: source, NodeAllocatable: allocatable, Logger: a.log})
+	vols, err := volumes.NewManager(volumes.Options{
+		Layout: a.g.layout, Objects: source, Claims: volumes.APIClaims{Client: a.client}, Node: a.self, NodeAllocatable: allocatable, Logger: a.log,
+	})
 	if err != nil {
 		return nil, err
 	}

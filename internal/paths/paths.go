@@ -85,6 +85,27 @@ func (l Layout) Private() []string { return []string{l.Run, l.Lib, l.Log, l.Etc,
 // SeccompProfiles is the kubelet's directory of Localhost profiles.
 func (l Layout) SeccompProfiles() string { return filepath.Join(l.Kubelet, "seccomp") }
 
+// PluginSockets is where plugins of the node register themselves.
+func (l Layout) PluginSockets() string { return filepath.Join(l.Kubelet, "plugins_registry") }
+
+// Plugins is where plugins keep what is theirs, and DevicePlugins where device plugins have
+// their sockets.
+func (l Layout) Plugins() string       { return filepath.Join(l.Kubelet, "plugins") }
+func (l Layout) DevicePlugins() string { return filepath.Join(l.Kubelet, "device-plugins") }
+
+// PodResources is where monitoring agents ask for pods' devices.
+func (l Layout) PodResources() string { return filepath.Join(l.Kubelet, "pod-resources") }
+
+// KubeletPods holds what is mounted for pods by plugins, and KubeletPod one pod's part.
+func (l Layout) KubeletPods() string          { return filepath.Join(l.Kubelet, "pods") }
+func (l Layout) KubeletPod(uid string) string { return filepath.Join(l.KubeletPods(), uid) }
+
+// KubeletVolume is where a volume of a pod is mounted; plugin is an escaped plugin name
+// (kubernetes.io~csi).
+func (l Layout) KubeletVolume(uid, plugin, name string) string {
+	return filepath.Join(l.KubeletPod(uid), "volumes", plugin, name)
+}
+
 // PKI holds the rotated client and serving certificates.
 func (l Layout) PKI() string { return filepath.Join(l.Lib, "pki") }
 

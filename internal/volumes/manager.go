@@ -1,10 +1,12 @@
 package volumes
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"log/slog"
 	"maps"
 	"os"
@@ -24,6 +26,10 @@ import (
 type Options struct {
 	Layout  paths.Layout
 	Objects objects.Source
+	// Claims reads claims and what they are bound to; nil refuses them.
+	Claims Claims
+	// Node is our own Node, nil while it is not known: volumes may be tied to its labels.
+	Node func() *corev1.Node
 	// NodeAllocatable bounds memory-backed emptyDirs and is the default of resourceFieldRef limits.
 	NodeAllocatable func() corev1.ResourceList
 	Logger          *slog.Logger
@@ -34,13 +40,39 @@ type Options struct {
 type Manager struct {
 	opts Options
 	log  *slog.Logger
+	// shared guards what several pods may use at once, by name.
+	shared keyedMutex
 }
 
 var _ Store = (*Manager)(nil)
 
 // Error says what a kubelet's FailedMount event says.
 func (e *Error) Error() string {
-	return fmt.Sprintf("MountVolume.SetUp failed for volume %q : %v", e.Volume, e.Err)
+	named := cmp.Or(e.Named, e.Volume)
+	if e.Op == opProcess {
+		return fmt.Sprintf("Unable to attach or mount volumes: unmounted volumes=[%[1]s], unattached volumes=[%[1]s], failed to process volumes=[%[1]s]: %[2]v", named, e.Err)
+	}
+	return fmt.Sprintf("%s failed for volume %q : %v", cmp.Or(e.Op, opSetUp), named, e.Err)
+}
+
+// Events are a kubelet's events for what Prepare returned: reason and message.
+func Events(err error) iter.Seq2[string, string] {
+	return func(yield func(reason, message string) bool) {
+		list := []error{err}
+		if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // what Prepare itself has joined
+			list = joined.Unwrap()
+		}
+		for _, err := range list {
+			reason := "FailedMount"
+			var located *Error
+			if errors.As(err, &located) && located.Op == opMap {
+				reason = "FailedMapVolume"
+			}
+			if !yield(reason, err.Error()) {
+				return
+			}
+		}
+	}
 }
 
 // Unwrap returns the cause.
@@ -50,6 +82,9 @@ func (e *Error) Unwrap() error { return e.Err }
 func NewManager(opts Options) (*Manager, error) {
 	if opts.Objects == nil {
 		return nil, errors.New("open volumes: no source of objects given")
+	}
+	if opts.Node == nil {
+		opts.Node = func() *corev1.Node { return nil }
 	}
 	if opts.NodeAllocatable == nil {
 		opts.NodeAllocatable = func() corev1.ResourceList { return nil }
@@ -153,7 +188,9 @@ func (m *Manager) Prepare(ctx context.Context, pod *corev1.Pod, info PodInfo) (m
 			errs = append(errs, err)
 			continue
 		}
-		out[v.spec.Name] = mounted
+		if v.spec.Image == nil {
+			out[v.spec.Name] = mounted
+		}
 	}
 	if len(errs) > 0 {
 		return nil, errors.Join(errs...)
@@ -170,6 +207,12 @@ func (v volume) prepare(ctx context.Context) (Mounted, error) {
 		return v.emptyDir(src.EmptyDir)
 	case src.HostPath != nil:
 		return v.hostPath(src.HostPath)
+	case src.PersistentVolumeClaim != nil, src.Ephemeral != nil:
+		return v.claim(ctx)
+	case src.NFS != nil:
+		return v.inlineNFS(ctx, src.NFS)
+	case src.Image != nil:
+		return Mounted{}, nil // the containers' affair: it is pulled as their images are
 	}
 	if c, ok := v.content(); ok {
 		return v.prepareContent(ctx, c)
@@ -197,9 +240,12 @@ func (m *Manager) Update(ctx context.Context, pod *corev1.Pod, info PodInfo) err
 }
 
 // Remove implements Store.
-func (m *Manager) Remove(_ context.Context, podUID string) error {
+func (m *Manager) Remove(ctx context.Context, podUID string) error {
 	if err := checkElement("pod UID", podUID); err != nil {
 		return err
+	}
+	if err := m.removePersistent(ctx, podUID); err != nil {
+		return fmt.Errorf("remove volumes of pod %s: %w", podUID, err)
 	}
 	if err := m.unmountMemory(podUID); err != nil {
 		return fmt.Errorf("remove volumes of pod %s: %w", podUID, err)

@@ -14,8 +14,18 @@ type Mounted struct {
 	Readonly bool
 	// File says that Path is a file or socket (hostPath).
 	File bool
-	// Device says that Path is a block device (volumeDevices).
-	Device bool
+	// Device is set for a block device (volumeDevices); Path is then only told.
+	Device *Device
+	// NoExec, NoSuid and NoDev are mount options of the volume.
+	NoExec, NoSuid, NoDev bool
+}
+
+// Device is a device node of the host.
+type Device struct {
+	Major, Minor uint32
+	// Mode has the permission bits.
+	Mode     uint32
+	UID, GID uint32
 }
 
 // PodInfo is what volumes need beside the spec.
@@ -34,6 +44,11 @@ type PodInfo struct {
 type Error struct {
 	Volume, Field string
 	Err           error
+	// Op is what failed, in the kubelet's words; empty means MountVolume.SetUp.
+	Op string
+	// Named is the volume as the event names it, if that is not Volume: a claim's by its
+	// PersistentVolume.
+	Named string
 	// NotFound says that a referenced object does not exist yet: retry when it appears.
 	NotFound bool
 }

@@ -60,7 +60,8 @@ func Build(pod *corev1.Pod, c Container, start Start, in PodInputs, cin Containe
 	}
 	adjust := oomScoreAdjust(pod, c, in.MemoryCapacity)
 	spec.OOMScoreAdj = &adjust
-	return Launch{Unit: unitOf(pod, c, start, in, cin, &adjust), Spec: spec}, nil
+	launch := Launch{Unit: unitOf(pod, c, start, in, cin, &adjust), Spec: spec}
+	return launch, addDevices(&launch, c, in)
 }
 
 func unitOf(pod *corev1.Pod, c Container, start Start, in PodInputs, cin ContainerInputs, adjust *int) systemd.Unit {

@@ -36,7 +36,18 @@ type Volume struct {
 	Path     string `json:"path"`
 	Readonly bool   `json:"readonly,omitempty"`
 	File     bool   `json:"file,omitempty"`
-	Device   bool   `json:"device,omitempty"`
+	// Device is set for a block device.
+	Device *BlockDevice `json:"device,omitempty"`
+	NoExec bool         `json:"noExec,omitempty"`
+	NoSuid bool         `json:"noSuid,omitempty"`
+	NoDev  bool         `json:"noDev,omitempty"`
+}
+
+// BlockDevice is a block device of the host; Mode has its permission bits.
+type BlockDevice struct {
+	Major, Minor uint32
+	Mode         uint32
+	UID, GID     uint32
 }
 
 // Image is what a container takes from its image.

@@ -70,6 +70,12 @@ func volumeMount(c Container, vm corev1.VolumeMount, in PodInputs, cin Container
 			fmt.Sprintf("cannot find volume %q to mount into container %q", vm.Name, c.Name),
 		}
 	}
+	if volume.Device != nil {
+		return launchspec.Mount{}, &ConfigError{
+			CreateContainerConfigError,
+			fmt.Sprintf("volume %s has volumeMode Block, but is specified in volumeMounts of container %q", vm.Name, c.Name),
+		}
+	}
 	subPath, err := subPathOf(vm, cin.Env)
 	if err != nil {
 		return launchspec.Mount{}, err
@@ -81,6 +87,7 @@ func volumeMount(c Container, vm corev1.VolumeMount, in PodInputs, cin Container
 	return launchspec.Mount{
 		Kind: launchspec.MountBind, Source: volume.Path, Target: target, SubPath: subPath,
 		File: volume.File && subPath == "", Readonly: vm.ReadOnly || volume.Readonly, Recursive: true,
+		NoExec: volume.NoExec, NoSuid: volume.NoSuid, NoDev: volume.NoDev,
 		Propagation: propagation(vm.MountPropagation),
 	}, nil
 }

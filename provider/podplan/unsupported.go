@@ -49,7 +49,6 @@ var containerRules = []struct {
 	reason  string
 	refused func(*corev1.PodSpec, Container) bool
 }{
-	{"volumeDevices", notYet, func(_ *corev1.PodSpec, c Container) bool { return len(c.VolumeDevices) > 0 }},
 	{"securityContext.procMount", "Unmasked needs hostUsers: false, which is " + notYet, func(_ *corev1.PodSpec, c Container) bool {
 		pm := containerContext(c).ProcMount
 		return pm != nil && *pm == corev1.UnmaskedProcMount

@@ -1,0 +1,41 @@
+package podplan
+
+import (
+	"fmt"
+	"path"
+
+	"github.com/vk-metal/vk-metal/internal/launchspec"
+	"github.com/vk-metal/vk-metal/systemd"
+)
+
+// addDevices gives the container its volumeDevices: a node at each devicePath, and the leave
+// to use it.
+func addDevices(launch *Launch, c Container, in PodInputs) error {
+	for _, vd := range c.VolumeDevices {
+		volume, ok := in.Volumes[vd.Name]
+		if !ok || volume.Device == nil {
+			return &ConfigError{
+				CreateContainerConfigError,
+				fmt.Sprintf("cannot find block device of volume %q for container %q", vd.Name, c.Name),
+			}
+		}
+		d := volume.Device
+		launch.Spec.Devices = append(launch.Spec.Devices, launchspec.Device{
+			Path: path.Clean("/" + vd.DevicePath), Type: "b", Major: d.Major, Minor: d.Minor, Mode: d.Mode, UID: d.UID, GID: d.GID,
+		})
+		access := "rwm"
+		if volume.Readonly {
+			access = "r"
+		}
+		launch.allow("block", d.Major, d.Minor, access)
+	}
+	return nil
+}
+
+// allow names the device by its number, which systemd takes without looking for a node.
+func (l *Launch) allow(kind string, major, minor uint32, access string) {
+	if l.Unit.AllDevices {
+		return
+	}
+	l.Unit.DeviceAllow = append(l.Unit.DeviceAllow, systemd.DeviceRule{Path: fmt.Sprintf("/dev/%s/%d:%d", kind, major, minor), Access: access})
+}

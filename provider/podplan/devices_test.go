@@ -1,0 +1,47 @@
+package podplan
+
+import (
+	"errors"
+	"reflect"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/vk-metal/vk-metal/internal/launchspec"
+	"github.com/vk-metal/vk-metal/systemd"
+)
+
+func TestVolumeDevices(t *testing.T) {
+	pod := basePod()
+	pod.Spec.Containers[0].Command = []string{"true"}
+	pod.Spec.Containers[0].VolumeDevices = []corev1.VolumeDevice{{Name: "disk", DevicePath: "/mnt/disk"}, {Name: "ro", DevicePath: "/dev/xvda"}}
+	in := PodInputs{Volumes: map[string]Volume{
+		"disk": {Path: "/dev/sdb", Device: &BlockDevice{Major: 8, Minor: 16, Mode: 0o660, GID: 6}},
+		"ro":   {Path: "/dev/sdc", Readonly: true, Device: &BlockDevice{Major: 8, Minor: 32, Mode: 0o660}},
+		"dir":  {Path: "/srv"},
+	}}
+	launch, err := Build(pod, Containers(pod)[0], Start{}, in, ContainerInputs{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantDevices := []launchspec.Device{
+		{Path: "/mnt/disk", Type: "b", Major: 8, Minor: 16, Mode: 0o660, GID: 6}, {Path: "/dev/xvda", Type: "b", Major: 8, Minor: 32, Mode: 0o660},
+	}
+	wantRules := []systemd.DeviceRule{{Path: "/dev/block/8:16", Access: "rwm"}, {Path: "/dev/block/8:32", Access: "r"}}
+	if !reflect.DeepEqual(launch.Spec.Devices, wantDevices) || !reflect.DeepEqual(launch.Unit.DeviceAllow, wantRules) {
+		t.Errorf("devices %v, allowed %v", launch.Spec.Devices, launch.Unit.DeviceAllow)
+	}
+
+	wantConfigError := func(change func(*corev1.Container), says string) {
+		t.Helper()
+		other := pod.DeepCopy()
+		change(&other.Spec.Containers[0])
+		var config *ConfigError
+		if _, err := Build(other, Containers(other)[0], Start{}, in, ContainerInputs{}); !errors.As(err, &config) || !strings.Contains(err.Error(), says) {
+			t.Errorf("got %v, want %q", err, says)
+		}
+	}
+	wantConfigError(func(c *corev1.Container) { c.VolumeDevices[0].Name = "dir" }, `block device of volume "dir"`)
+	wantConfigError(func(c *corev1.Container) { c.VolumeMounts = []corev1.VolumeMount{{Name: "disk", MountPath: "/m"}} }, "volume disk has volumeMode Block")
+}
