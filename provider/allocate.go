@@ -112,6 +112,10 @@ func (w *worker) admit(pod *corev1.Pod) error {
 			w.rejected = &podplan.Refusal{Field: "spec.nodeName", Admission: shutdownRefusal, Reason: "Pod was rejected as the node is shutting down."}
 			return nil
 		}
+		if w.rejected = w.p.underPressure(pod); w.rejected != nil {
+			w.log.Info("Pod is not admitted", "reason", w.rejected.Admission, "message", w.rejected.Reason)
+			return nil
+		}
 		place := w.p.place(w.uid)
 		if w.rejected = podplan.Admit(pod, place); w.rejected != nil {
 			if victims := podplan.Preempt(pod, w.rejected, place, isCritical); len(victims) > 0 {

@@ -34,7 +34,8 @@ type Deps struct {
 
 	Runtime  systemd.Runtime
 	Executor systemd.Executor
-	// Usage is asked before memory limits are lowered, and after; nil leaves that out.
+	// Usage is asked before memory limits are lowered, and after, and when pods have to go for
+	// want of memory; nil leaves that out.
 	Usage   Usage
 	Network netns.Network
 	// Readiness gets whether a pod that has addresses of its own is ready, before the API
@@ -99,6 +100,8 @@ type NodeFacts struct {
 	// default profile to containers that name none.
 	Seccomp        seccomp.Host
 	SeccompDefault bool
+	// Pressure returns the conditions of the node under which it admits fewer pods; may be nil.
+	Pressure func() []corev1.NodeConditionType
 	// Privileged says whether privileged containers are allowed.
 	DenyPrivileged bool
 	// AppArmor and SELinux say that the kernel enforces them.

@@ -41,6 +41,7 @@ func (w *worker) end(pod *corev1.Pod, gone bool, d podplan.Decision, reported bo
 	}
 	if !w.released {
 		w.released = true
+		closeOnce(w.freed)
 		w.wakeUp() // the status says so
 	}
 	if !gone {

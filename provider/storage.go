@@ -67,22 +67,24 @@ func (w *worker) storageUsage(ctx context.Context, pod *corev1.Pod) (podplan.Sto
 		for _, dir := range []string{
 			filepath.Dir(layout.Layer(uid, c.Name, 0)), filepath.Dir(layout.ContainerLog(pod.Namespace, pod.Name, uid, c.Name, 0)),
 		} {
-			used, err := diskuse.Tree(ctx, dir, -1)
+			used, err := diskuse.Measure(ctx, dir)
 			if err != nil {
 				return usage, err
 			}
-			usage.Containers[c.Name] += used
+			usage.Containers[c.Name] += used.Bytes
+			usage.Inodes += used.Inodes
 		}
 	}
 	for _, v := range pod.Spec.Volumes {
 		if v.EmptyDir == nil || v.EmptyDir.Medium != corev1.StorageMediumDefault {
 			continue
 		}
-		used, err := diskuse.Tree(ctx, filepath.Join(layout.PodLib(uid), "volumes", "kubernetes.io~empty-dir", v.Name), -1)
+		used, err := diskuse.Measure(ctx, filepath.Join(layout.PodLib(uid), "volumes", "kubernetes.io~empty-dir", v.Name))
 		if err != nil {
 			return usage, err
 		}
-		usage.Volumes[v.Name] = used
+		usage.Volumes[v.Name] = used.Bytes
+		usage.Inodes += used.Inodes
 	}
 	return usage, nil
 }

@@ -48,6 +48,7 @@ type worker struct {
 	eviction *evictRecord
 	dead     chan struct{} // closed when no process of the pod is left
 	told     chan struct{} // closed when, besides, the API has the final status
+	freed    chan struct{} // closed when the pod holds nothing of the node any more
 
 	// Only the loop touches these.
 	attempts map[string][]*attempt
@@ -81,7 +82,7 @@ func newWorker(p *Provider, pod *corev1.Pod) *worker {
 	return &worker{
 		p: p, uid: pod.UID, pod: pod, ops: ops{}, wake: make(chan struct{}, 1), unitsDirty: make(chan struct{}, 1),
 		log:  p.log.With("pod", pod.Namespace+"/"+pod.Name, "uid", pod.UID),
-		dead: make(chan struct{}), told: make(chan struct{}),
+		dead: make(chan struct{}), told: make(chan struct{}), freed: make(chan struct{}),
 		attempts: map[string][]*attempt{}, dirty: true, started: time.Now(), events: eventLimiter{},
 	}
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/vk-metal/vk-metal/internal/apiclient"
 	"github.com/vk-metal/vk-metal/internal/bootstrap"
 	"github.com/vk-metal/vk-metal/internal/config"
+	"github.com/vk-metal/vk-metal/internal/evictor"
 	"github.com/vk-metal/vk-metal/internal/node"
 	"github.com/vk-metal/vk-metal/internal/policy"
 	"github.com/vk-metal/vk-metal/internal/services"
@@ -42,8 +43,9 @@ type agent struct {
 	node      *node.Node
 	watcher   *node.Watcher
 	pods      podParts
-	proxy     *services.Proxy    // nil if somebody else makes Services work
-	bgp       *bgpPart           // nil without a configuration of BGP
+	proxy     *services.Proxy // nil if somebody else makes Services work
+	bgp       *bgpPart        // nil without a configuration of BGP
+	evictor   *evictor.Evictor
 	policy    *policy.Controller // nil if nobody or somebody else enforces network policies
 
 	mu         sync.Mutex
@@ -154,12 +156,14 @@ func (a *agent) servingNames() ([]string, []netip.Addr) {
 func (a *agent) nodeOptions() node.Options {
 	return node.Options{
 		Name: a.name, Client: a.client,
-		Host:     node.Host{Root: "/", Storage: a.g.layout.Lib, Images: a.g.layout.Images()},
-		Labels:   a.cfg.NodeLabels,
-		Taints:   a.cfg.RegisterWithTaints,
-		Reserved: a.cfg.Reserved(),
-		MaxPods:  a.cfg.MaxPods,
-		Port:     a.cfg.Listen.Port,
+		Host:       node.Host{Root: "/", Storage: a.g.layout.Lib, Images: a.g.layout.Images()},
+		Labels:     a.cfg.NodeLabels,
+		Taints:     a.cfg.RegisterWithTaints,
+		Reserved:   a.cfg.Reserved(),
+		MaxPods:    a.cfg.MaxPods,
+		Thresholds: a.cfg.Eviction.Settings().Thresholds,
+		Pressure:   a.pressure,
+		Port:       a.cfg.Listen.Port,
 		Addresses: func() ([]netip.Addr, error) {
 			return a.addresses, nil
 		},

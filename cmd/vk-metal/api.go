@@ -53,6 +53,7 @@ func (a *agent) configz() *kubeletconfig.KubeletConfiguration {
 		SystemReserved:       resourceStrings(a.cfg.SystemReserved),
 		RegisterWithTaints:   a.cfg.RegisterWithTaints,
 	}
+	a.tellEviction(c)
 	c.Authentication.Anonymous.Enabled = &no
 	c.Authentication.Webhook.Enabled = &yes
 	c.Authentication.X509.ClientCAFile = a.cfg.ClusterCA

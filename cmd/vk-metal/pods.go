@@ -34,6 +34,7 @@ type podParts struct {
 	network  *netns.Manager
 	routes   *hostgw.Router
 	images   *images.Manager
+	imageGC  *images.Collector
 	probes   *prometheus.Registry
 	provider *provider.Provider
 }
@@ -102,13 +103,15 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 			MemoryCapacity: a.nodeOptions().Host.Meminfo()["MemTotal"], Allocatable: allocatable, Self: a.self,
 			AppArmor: armor.Enabled(), SELinux: hostHas("/sys/fs/selinux/enforce", ""),
 			Seccomp: seccomp.HostOf(runtime.GOARCH, kernelRelease()), SeccompDefault: a.cfg.SeccompDefault,
-			UnsafeSysctls: a.cfg.AllowedUnsafeSysctls, PodPidsLimit: uint64(max(0, a.cfg.PodPidsLimit)),
+			UnsafeSysctls: a.cfg.AllowedUnsafeSysctls, Pressure: a.pressure, PodPidsLimit: uint64(max(0, a.cfg.PodPidsLimit)),
 		},
 		StepHook: stepHook(),
 	}))
 	if err != nil {
 		return nil, err
 	}
+	a.newImageGC()
+	a.newEvictor(ctx)
 	return append([]task.Task{
 		task.New("services", func(ctx context.Context, ready func()) error {
 			factory.Start(ctx.Done())
@@ -132,7 +135,14 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 		}),
 		task.New("provider", a.runProvider),
 		task.New("shutdown", a.runShutdown),
-		task.New("image-gc", a.collectImages),
+		task.New("image-gc", func(ctx context.Context, ready func()) error {
+			ready()
+			return a.pods.imageGC.Run(ctx)
+		}),
+		task.New("eviction", func(ctx context.Context, ready func()) error {
+			ready()
+			return a.evictor.Run(ctx)
+		}),
 	}, bgpTasks...), nil
 }
 
@@ -155,17 +165,16 @@ func (a *agent) self() *corev1.Node {
 	return a.selfNode
 }
 
-// collectImages keeps the image file system below its thresholds.
-func (a *agent) collectImages(ctx context.Context, ready func()) error {
-	ready()
-	return images.NewCollector(a.pods.images, images.CollectorOptions{
+// newImageGC makes what keeps the image file system below its thresholds.
+func (a *agent) newImageGC() {
+	a.pods.imageGC = images.NewCollector(a.pods.images, images.CollectorOptions{
 		High: a.cfg.ImageGC.HighThresholdPercent, Low: a.cfg.ImageGC.LowThresholdPercent, MinAge: a.cfg.ImageGC.MinimumAge,
-		InUse: func() ([]string, error) { return a.pods.provider.ImagesInUse(ctx) },
+		InUse: a.pods.provider.ImagesInUse,
 		Event: func(reason, message string) {
 			a.recorder.Event(a.nodeReference(), corev1.EventTypeWarning, reason, message)
 		},
 		Log: a.log,
-	}).Run(ctx)
+	})
 }
 
 // providerPatience is how long the agent waits for the pods before it calls itself ready

@@ -27,11 +27,12 @@ var _ nodestats.Source = figures{}
 // Node implements nodestats.Source.
 func (f figures) Node(context.Context) (nodestats.Reading, error) {
 	memory := f.host.Meminfo()
+	used, _ := f.host.WorkingSet()
 	cpu, err := f.host.CPUTime()
 	return nodestats.Reading{
 		Time: time.Now(), CPU: cpu,
 		Memory:     uint64(memory["MemTotal"] - memory["MemFree"]),
-		WorkingSet: uint64(memory["MemTotal"] - memory["MemAvailable"]),
+		WorkingSet: uint64(used),
 		RSS:        uint64(memory["AnonPages"]),
 		Limit:      uint64(memory["MemTotal"]),
 	}, err

@@ -6,12 +6,15 @@ package config
 import (
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/vk-metal/vk-metal/internal/pressure"
 )
 
 // APIVersion and Kind open every configuration file.
@@ -69,6 +72,7 @@ type Config struct {
 	NetworkPolicy string
 	Logs          Logs
 	ImageGC       ImageGC
+	Eviction      Eviction
 	Shutdown      Shutdown
 	StopHold      StopHold
 	Listen        Listen
@@ -133,6 +137,38 @@ type ImageGC struct {
 	MinimumAge time.Duration
 }
 
+// Eviction says when pods have to go for want of memory, disk or processes; the defaults are
+// a kubelet's.
+type Eviction struct {
+	// Hard and Soft are how little may be left; Soft goes with SoftGrace.
+	Hard, Soft map[pressure.Signal]pressure.Amount
+	SoftGrace  map[pressure.Signal]time.Duration
+	// MinimumReclaim is how much more has to be left until a shortage is over.
+	MinimumReclaim map[pressure.Signal]pressure.Amount
+	// TransitionPeriod is how long the node's condition stays after a shortage.
+	TransitionPeriod time.Duration
+	// MaxPodGracePeriod bounds the grace period of pods that go for a soft threshold; seconds.
+	MaxPodGracePeriod int
+	// MergeDefaults keeps the default hard thresholds that Hard does not name.
+	MergeDefaults bool
+}
+
+// Settings are those of the loop.
+func (e Eviction) Settings() pressure.Settings {
+	hard := e.Hard
+	switch {
+	case hard == nil:
+		hard = pressure.DefaultHard()
+	case e.MergeDefaults:
+		hard = pressure.DefaultHard()
+		maps.Copy(hard, e.Hard)
+	}
+	return pressure.Settings{
+		Thresholds:       pressure.Thresholds(hard, e.Soft, e.MinimumReclaim, e.SoftGrace),
+		TransitionPeriod: e.TransitionPeriod, MaxPodGrace: time.Duration(e.MaxPodGracePeriod) * time.Second,
+	}
+}
+
 // Shutdown says how long the server's shutdown waits for pods.
 type Shutdown struct {
 	// GracePeriod in all; 0 leaves pods to systemd. CriticalPods is the part of it that is kept
@@ -171,6 +207,7 @@ func Default() Config {
 		NetworkPolicy:       "external",
 		Logs:                Logs{MaxSize: 32 << 20, MaxFiles: 5},
 		ImageGC:             ImageGC{HighThresholdPercent: 85, LowThresholdPercent: 80, MinimumAge: 2 * time.Minute},
+		Eviction:            Eviction{TransitionPeriod: 5 * time.Minute},
 		StopHold:            StopHold{Enabled: true, SettleTime: 2 * time.Second, MaxGracePercent: 50},
 		Listen:              Listen{Address: netip.IPv6Unspecified(), Port: 10250},
 		KubeReserved:        corev1.ResourceList{},

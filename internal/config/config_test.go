@@ -51,6 +51,13 @@ shutdownGracePeriod: 30s
 shutdownGracePeriodCriticalPods: 10s
 stopHold: {enabled: true, settleTime: 3s, maxGracePercent: 40}
 listen: {address: 192.0.2.10, port: 10251}
+evictionHard: {memory.available: 200Mi, nodefs.available: 7%}
+evictionSoft: {memory.available: 1Gi}
+evictionSoftGracePeriod: {memory.available: 90s}
+evictionMinimumReclaim: {memory.available: 50Mi}
+evictionPressureTransitionPeriod: 30s
+evictionMaxPodGracePeriod: 20
+mergeDefaultEvictionSettings: true
 logLevel: debug
 `
 

@@ -17,6 +17,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
+
+	"github.com/vk-metal/vk-metal/internal/pressure"
 )
 
 // fields is the schema of the file: every key, where it goes and how it is checked.
@@ -74,6 +76,13 @@ func (c *Config) fields(d *decoder) []field {
 		parsed(d, "imageGCHighThresholdPercent", &c.ImageGC.HighThresholdPercent, parseInt(0, 100)),
 		parsed(d, "imageGCLowThresholdPercent", &c.ImageGC.LowThresholdPercent, parseInt(0, 100)),
 		parsed(d, "imageMinimumGCAge", &c.ImageGC.MinimumAge, parseDuration),
+		perSignal(d, "evictionHard", &c.Eviction.Hard, pressure.ParseAmount),
+		perSignal(d, "evictionSoft", &c.Eviction.Soft, pressure.ParseAmount),
+		perSignal(d, "evictionSoftGracePeriod", &c.Eviction.SoftGrace, parseSoftGrace),
+		perSignal(d, "evictionMinimumReclaim", &c.Eviction.MinimumReclaim, pressure.ParseAmount),
+		parsed(d, "evictionPressureTransitionPeriod", &c.Eviction.TransitionPeriod, parseDuration),
+		parsed(d, "evictionMaxPodGracePeriod", &c.Eviction.MaxPodGracePeriod, parseInt(0, 1<<31-1)),
+		parsed(d, "mergeDefaultEvictionSettings", &c.Eviction.MergeDefaults, parseBool),
 		parsed(d, "logLevel", &c.LogLevel, parseLevel),
 	}
 }

@@ -120,6 +120,7 @@ func (d *decoder) crossCheck(c *Config, root *yaml.Node) {
 		d.fail(lookup(root, "nodeIPs").Line, "nodeIPs", "give one address, or one IPv4 and one IPv6 address")
 	}
 	d.checkThresholds(c, root)
+	d.checkEviction(&c.Eviction, root)
 	if network := lookup(root, "network"); c.Network.Routing != "HostGW" && !c.Network.BGPEnabled() {
 		d.fail(network.Line, "network.routing", "%s needs a BGP configuration: set network.bgpConfig or network.bgpConfigMap", c.Network.Routing)
 	}

@@ -16,18 +16,32 @@ import (
 // and other file systems not at all. Once they are more than enough, what is known so far is the
 // answer; negative means that all are to be counted. What is not there takes nothing.
 func Tree(ctx context.Context, dir string, enough int64) (int64, error) {
+	used, err := measure(ctx, dir, enough)
+	return used.Bytes, err
+}
+
+// Usage is what a tree takes.
+type Usage struct{ Bytes, Inodes int64 }
+
+// Add sums two trees that share nothing.
+func (u Usage) Add(o Usage) Usage { return Usage{u.Bytes + o.Bytes, u.Inodes + o.Inodes} }
+
+// Measure returns all that the tree takes, as Tree does, with its inodes.
+func Measure(ctx context.Context, dir string) (Usage, error) { return measure(ctx, dir, -1) }
+
+func measure(ctx context.Context, dir string, enough int64) (Usage, error) {
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENOENT) {
-		return 0, nil
+		return Usage{}, nil
 	}
 	if err != nil {
-		return 0, fmt.Errorf("measure %s: %w", dir, err)
+		return Usage{}, fmt.Errorf("measure %s: %w", dir, err)
 	}
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err != nil {
-		return 0, errors.Join(fmt.Errorf("measure %s: %w", dir, err), unix.Close(fd))
+		return Usage{}, errors.Join(fmt.Errorf("measure %s: %w", dir, err), unix.Close(fd))
 	}
-	w := &walk{ctx: ctx, dev: st.Dev, enough: enough, seen: map[uint64]bool{}, total: st.Blocks * blockSize}
+	w := &walk{ctx: ctx, dev: st.Dev, enough: enough, seen: map[uint64]bool{}, total: Usage{st.Blocks * blockSize, 1}}
 	if err := w.below(fd, 0); err != nil && !errors.Is(err, errEnough) {
 		return w.total, fmt.Errorf("measure %s: %w", dir, err)
 	}
@@ -48,7 +62,7 @@ type walk struct {
 	dev    uint64
 	enough int64
 	seen   map[uint64]bool // inodes with more than one name
-	total  int64
+	total  Usage
 }
 
 // below adds what a directory holds and closes it. Each step is relative to an open
@@ -86,8 +100,8 @@ func (w *walk) entry(parent int, name string, depth int) error {
 		}
 		w.seen[st.Ino] = true
 	}
-	w.total += st.Blocks * blockSize
-	if w.enough >= 0 && w.total > w.enough {
+	w.total = w.total.Add(Usage{st.Blocks * blockSize, 1})
+	if w.enough >= 0 && w.total.Bytes > w.enough {
 		return errEnough
 	}
 	if st.Mode&unix.S_IFMT != unix.S_IFDIR || depth >= maxDepth {

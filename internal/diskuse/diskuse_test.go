@@ -19,7 +19,7 @@ func file(t *testing.T, path string, size int) {
 	}
 }
 
-func measure(t *testing.T, dir string, enough int64) int64 {
+func bytesOf(t *testing.T, dir string, enough int64) int64 {
 	t.Helper()
 	n, err := Tree(t.Context(), dir, enough)
 	if err != nil {
@@ -30,9 +30,9 @@ func measure(t *testing.T, dir string, enough int64) int64 {
 
 func TestTreeCountsWhatIsThere(t *testing.T) {
 	dir := t.TempDir()
-	empty := measure(t, dir, -1)
+	empty := bytesOf(t, dir, -1)
 	file(t, filepath.Join(dir, "a"), 1<<20)
-	one := measure(t, dir, -1) - empty
+	one := bytesOf(t, dir, -1) - empty
 	if one < 1<<20 || one > 2<<20 {
 		t.Fatalf("a file of 1 MiB takes %d", one)
 	}
@@ -42,10 +42,10 @@ func TestTreeCountsWhatIsThere(t *testing.T) {
 	if err := os.Symlink("/usr", filepath.Join(dir, "c")); err != nil {
 		t.Fatal(err)
 	}
-	if again := measure(t, dir, -1) - empty; again > one+8192 {
+	if again := bytesOf(t, dir, -1) - empty; again > one+8192 {
 		t.Errorf("with two links to it %d, before %d", again, one)
 	}
-	if none := measure(t, filepath.Join(dir, "none"), -1); none != 0 {
+	if none := bytesOf(t, filepath.Join(dir, "none"), -1); none != 0 {
 		t.Errorf("what is not there takes %d", none)
 	}
 }
@@ -55,7 +55,7 @@ func TestTreeStopsAtEnough(t *testing.T) {
 	for _, name := range []string{"a", "b", "c", "d"} {
 		file(t, filepath.Join(dir, name), 1<<20)
 	}
-	if n := measure(t, dir, 1<<20); n <= 1<<20 || n > 3<<20 {
+	if n := bytesOf(t, dir, 1<<20); n <= 1<<20 || n > 3<<20 {
 		t.Errorf("stopped at %d", n)
 	}
 }
@@ -90,7 +90,7 @@ func TestTreeCannotBeHiddenByItsDepth(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, _ = unix.Close(deep), unix.Close(fd)
-	if n := measure(t, top, -1); n < 1<<20 {
+	if n := bytesOf(t, top, -1); n < 1<<20 {
 		t.Errorf("measured %d", n)
 	}
 }
@@ -100,5 +100,18 @@ func TestTreeEndsWithItsContext(t *testing.T) {
 	cancel()
 	if _, err := Tree(ctx, t.TempDir(), -1); !errors.Is(err, context.Canceled) {
 		t.Errorf("%v", err)
+	}
+}
+
+func TestMeasureCountsInodes(t *testing.T) {
+	dir := t.TempDir()
+	for i := range 5 {
+		file(t, filepath.Join(dir, strconv.Itoa(i)), 0)
+	}
+	if err := os.Link(filepath.Join(dir, "0"), filepath.Join(dir, "again")); err != nil {
+		t.Fatal(err)
+	}
+	if used, err := Measure(t.Context(), dir); err != nil || used.Inodes != 6 || used.Bytes != bytesOf(t, dir, -1) {
+		t.Errorf("%+v %v", used, err)
 	}
 }

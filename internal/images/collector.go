@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"sync"
 	"time"
 
@@ -19,7 +20,7 @@ type CollectorOptions struct {
 	// MinAge keeps images that were used less long ago.
 	MinAge time.Duration
 	// InUse returns the digests (or IDs) that must stay; see Manager.Prune.
-	InUse func() ([]string, error)
+	InUse func(ctx context.Context) ([]string, error)
 	// Event tells the Node's readers: a reason of the kubelet's and a message. May be nil.
 	Event func(reason, message string)
 	Log   *slog.Logger
@@ -129,12 +130,20 @@ func (c *Collector) Collect(ctx context.Context) error {
 	return nil
 }
 
+// DeleteUnused removes all images that nothing uses, for want of disk.
+func (c *Collector) DeleteUnused(ctx context.Context) error {
+	if _, err := c.free(ctx, math.MaxInt64); err != nil {
+		return fmt.Errorf("remove unused images: %w", err)
+	}
+	return nil
+}
+
 // free removes one image after the other, so that no start waits for more than one.
 func (c *Collector) free(ctx context.Context, want int64) (freed int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, pruneWait)
 	defer cancel()
 	for freed < want {
-		got, err := c.m.Prune(ctx, c.o.InUse, PruneOptions{MinAge: c.o.MinAge, FreeBytes: 1})
+		got, err := c.m.Prune(ctx, func() ([]string, error) { return c.o.InUse(ctx) }, PruneOptions{MinAge: c.o.MinAge, FreeBytes: 1})
 		freed += got.Bytes
 		for _, name := range got.Images {
 			c.o.Log.Info("image removed to free space", "image", name)

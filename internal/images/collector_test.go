@@ -1,6 +1,7 @@
 package images
 
 import (
+	"context"
 	"errors"
 	"os"
 	"slices"
@@ -42,7 +43,7 @@ func TestCollector(t *testing.T) {
 			var events []string
 			c := NewCollector(m, CollectorOptions{
 				High: tc.high, Low: 80, MinAge: tc.minAge, Log: m.log,
-				InUse: func() ([]string, error) { return []string{imgs[1].Digest}, tc.inUse },
+				InUse: func(context.Context) ([]string, error) { return []string{imgs[1].Digest}, tc.inUse },
 				Event: func(reason, _ string) { events = append(events, reason) },
 				Usage: func() (int64, int64, error) { return 1000 * kB, tc.available, nil },
 			})

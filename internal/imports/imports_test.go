@@ -61,6 +61,10 @@ var bans = []ban{
 		why:    "the plan and the status are pure: what they say is a value that can be printed and compared",
 	},
 	{
+		from: []string{"internal/pressure"}, to: []string{"os", "net", "syscall", "golang.org/x/sys", "k8s.io/client-go", module},
+		why: "who has to go is a value of figures and a time: it can be tested without a full disk",
+	},
+	{
 		from: []string{"internal/launchspec", "internal/paths", "internal/logs/logstream"},
 		to:   []string{module, "k8s.io", "golang.org/x", "github.com"}, except: []string{}, deep: true,
 		why: "contracts between processes: standard library only, shared by the smallest of them",

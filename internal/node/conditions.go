@@ -2,7 +2,7 @@ package node
 
 import (
 	"context"
-	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -37,52 +37,37 @@ func ready(ctx context.Context, checks []Check) corev1.NodeCondition {
 	return condition(corev1.NodeReady, true, "KubeletReady", "kubelet is posting ready status")
 }
 
-// pressures reads memory, disk and PIDs and compares them with the eviction thresholds.
-func pressures(h Host) []corev1.NodeCondition {
-	return []corev1.NodeCondition{memoryPressure(h), diskPressure(h), pidPressure(h)}
+// pressureWords are a kubelet's reason and message for True and for False
+// (pkg/kubelet/nodestatus).
+var pressureWords = []struct {
+	kind    corev1.NodeConditionType
+	yes, no [2]string
+}{
+	{
+		corev1.NodeMemoryPressure, [2]string{"KubeletHasInsufficientMemory", "kubelet has insufficient memory available"},
+		[2]string{"KubeletHasSufficientMemory", "kubelet has sufficient memory available"},
+	},
+	{
+		corev1.NodeDiskPressure, [2]string{"KubeletHasDiskPressure", "kubelet has disk pressure"},
+		[2]string{"KubeletHasNoDiskPressure", "kubelet has no disk pressure"},
+	},
+	{
+		corev1.NodePIDPressure, [2]string{"KubeletHasInsufficientPID", "kubelet has insufficient PID available"},
+		[2]string{"KubeletHasSufficientPID", "kubelet has sufficient PID available"},
+	},
 }
 
-func memoryPressure(h Host) corev1.NodeCondition {
-	available, known := h.Meminfo()["MemAvailable"]
-	if known && available < evictMemory {
-		return condition(corev1.NodeMemoryPressure, true, "KubeletHasInsufficientMemory",
-			fmt.Sprintf("%d MiB of memory are available, the threshold is %d MiB", available>>20, evictMemory>>20))
-	}
-	return condition(corev1.NodeMemoryPressure, false, "KubeletHasSufficientMemory", "kubelet has sufficient memory available")
-}
-
-func diskPressure(h Host) corev1.NodeCondition {
-	for _, fs := range []struct {
-		name, dir     string
-		bytes, inodes int64
-	}{
-		{"pods", h.Storage, evictNodeFSPart, evictNodeInodes},
-		{"images", h.Images, evictImageFSPart, evictImagesInodes},
-	} {
-		have, err := Statfs(fs.dir)
-		if err != nil {
-			continue
+// pressures makes the conditions of what the server is short of.
+func pressures(hold []corev1.NodeConditionType) []corev1.NodeCondition {
+	var list []corev1.NodeCondition
+	for _, w := range pressureWords {
+		holds, words := slices.Contains(hold, w.kind), w.no
+		if holds {
+			words = w.yes
 		}
-		if below(have.Available, have.Size, fs.bytes) || below(have.InodesFree, have.Inodes, fs.inodes) {
-			return condition(corev1.NodeDiskPressure, true, "KubeletHasDiskPressure", fmt.Sprintf(
-				"the file system of %s (%s) has less than %d %% of its space or %d %% of its inodes free", fs.name, fs.dir, fs.bytes, fs.inodes))
-		}
+		list = append(list, condition(w.kind, holds, words[0], words[1]))
 	}
-	return condition(corev1.NodeDiskPressure, false, "KubeletHasNoDiskPressure", "kubelet has no disk pressure")
-}
-
-func pidPressure(h Host) corev1.NodeCondition {
-	used, limit, known := h.Threads()
-	if known && below(limit-used, limit, evictPIDs) {
-		return condition(corev1.NodePIDPressure, true, "KubeletHasInsufficientPID",
-			fmt.Sprintf("%d of %d process IDs are in use", used, limit))
-	}
-	return condition(corev1.NodePIDPressure, false, "KubeletHasSufficientPID", "kubelet has sufficient PID available")
-}
-
-// below says whether part is less than percent of whole; file systems without inodes have whole 0.
-func below(part, whole, percent int64) bool {
-	return whole > 0 && part < whole/100*percent
+	return list
 }
 
 func condition(kind corev1.NodeConditionType, holds bool, reason, message string) corev1.NodeCondition {

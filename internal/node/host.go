@@ -79,6 +79,13 @@ func (h Host) Meminfo() map[string]int64 {
 	return info
 }
 
+// WorkingSet is the memory in use that cannot be had back at once, and all that there is, as
+// cAdvisor counts for the server as a whole: all but free memory and inactive file pages.
+func (h Host) WorkingSet() (used, total int64) {
+	m := h.Meminfo()
+	return max(m["MemTotal"]-m["MemFree"]-m["Inactive(file)"], 0), m["MemTotal"]
+}
+
 // HugePages returns the configured bytes by resource name (hugepages-2Mi).
 func (h Host) HugePages() map[corev1.ResourceName]int64 {
 	pages := map[corev1.ResourceName]int64{}

@@ -15,6 +15,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/util/flowcontrol"
+
+	"github.com/vk-metal/vk-metal/internal/pressure"
 )
 
 // Options say what the Node object is made of.
@@ -25,6 +27,10 @@ type Options struct {
 	Labels   map[string]string
 	Taints   []corev1.Taint // set at registration only: a node may not change its own taints
 	Reserved corev1.ResourceList
+	// Thresholds are those of eviction: what they keep back is not allocatable.
+	Thresholds []pressure.Threshold
+	// Pressure returns which of MemoryPressure, DiskPressure and PIDPressure hold; nil: none.
+	Pressure func() []corev1.NodeConditionType
 	MaxPods  int
 	// Port of the node's API.
 	Port int

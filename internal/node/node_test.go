@@ -20,6 +20,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"github.com/vk-metal/vk-metal/internal/pressure"
 	"github.com/vk-metal/vk-metal/internal/testcluster"
 )
 
@@ -48,9 +49,10 @@ func TestCapacityAndAllocatable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	kept := pressure.Reserve(pressure.Thresholds(pressure.DefaultHard(), nil, nil, nil), capacity)
 	left := Allocatable(capacity, corev1.ResourceList{
 		corev1.ResourceCPU: resource.MustParse("500m"), corev1.ResourceMemory: resource.MustParse("1Gi"),
-	})
+	}, kept)
 	for name, want := range map[corev1.ResourceName][2]string{
 		"cpu": {"4", "3500m"}, "memory": {"4Gi", "1948Mi"}, "hugepages-2Mi": {"1Gi", "1Gi"}, "pods": {"110", "110"},
 	} {
@@ -59,30 +61,32 @@ func TestCapacityAndAllocatable(t *testing.T) {
 			t.Errorf("%s: capacity %s, allocatable %s, want %v", name, have.String(), alloc.String(), want)
 		}
 	}
-	over := Allocatable(capacity, corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("9")})
+	over := Allocatable(capacity, corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("9")}, nil)
 	if cpu := over[corev1.ResourceCPU]; cpu.Sign() != 0 {
 		t.Errorf("allocatable below zero: %s", cpu.String())
 	}
 }
 
 func TestPressures(t *testing.T) {
-	cases := map[string]struct {
-		available, loadavg string
-		want               []corev1.ConditionStatus // memory, PIDs
-	}{
-		"quiet": {"1048576", "0 0 0 1/300 9", []corev1.ConditionStatus{"False", "False"}},
-		"full":  {"1024", "0 0 0 1/999 9", []corev1.ConditionStatus{"True", "True"}},
+	got := pressures([]corev1.NodeConditionType{corev1.NodeDiskPressure})
+	want := []string{
+		"MemoryPressure=False KubeletHasSufficientMemory kubelet has sufficient memory available",
+		"DiskPressure=True KubeletHasDiskPressure kubelet has disk pressure",
+		"PIDPressure=False KubeletHasSufficientPID kubelet has sufficient PID available",
 	}
-	for name, tc := range cases {
-		t.Run(name, func(t *testing.T) {
-			h := fakeHost(t, map[string]string{
-				"/proc/meminfo": "MemAvailable: " + tc.available + " kB\n", "/proc/loadavg": tc.loadavg,
-				"/proc/sys/kernel/pid_max": "1000", "/proc/sys/kernel/threads-max": "5000",
-			})
-			if got := []corev1.ConditionStatus{memoryPressure(h).Status, pidPressure(h).Status}; !slices.Equal(got, tc.want) {
-				t.Errorf("conditions %v, want %v", got, tc.want)
-			}
-		})
+	for i, c := range got {
+		if text := string(c.Type) + "=" + string(c.Status) + " " + c.Reason + " " + c.Message; text != want[i] {
+			t.Errorf("%s, want %s", text, want[i])
+		}
+	}
+}
+
+func TestWorkingSet(t *testing.T) {
+	h := fakeHost(t, map[string]string{
+		"/proc/meminfo": "MemTotal: 1000 kB\nMemFree: 300 kB\nMemAvailable: 600 kB\nInactive: 400 kB\nInactive(file): 250 kB\n",
+	})
+	if used, total := h.WorkingSet(); used != 450<<10 || total != 1000<<10 {
+		t.Errorf("%d of %d KiB", used>>10, total>>10)
 	}
 }
 

@@ -5,17 +5,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 )
 
-// The kubelet's default hard eviction thresholds (pkg/kubelet/apis/config/v1beta1, 1.35).
-const (
-	evictMemory       = 100 << 20 // bytes available
-	evictNodeFSPart   = 10        // percent available
-	evictNodeInodes   = 5         // percent free
-	evictImageFSPart  = 15        // percent available
-	evictImagesInodes = 5         // percent free
-	// evictPIDs has no default in a kubelet; below this percentage forks start to fail.
-	evictPIDs = 2
-)
-
 // Capacity is what the server has.
 func Capacity(h Host, maxPods int) (corev1.ResourceList, error) {
 	storage, err := Statfs(h.Storage)
@@ -34,20 +23,19 @@ func Capacity(h Host, maxPods int) (corev1.ResourceList, error) {
 	return list, nil
 }
 
-// Allocatable is capacity without what is reserved, without the eviction thresholds, and,
-// for memory, without huge pages; never below zero.
-func Allocatable(capacity, reserved corev1.ResourceList) corev1.ResourceList {
+// Allocatable is capacity without what is reserved, without what the eviction thresholds keep
+// back, and, for memory, without huge pages; never below zero.
+func Allocatable(capacity, reserved, kept corev1.ResourceList) corev1.ResourceList {
 	list := corev1.ResourceList{}
 	for name, have := range capacity {
 		left := have.DeepCopy()
-		if kept, ok := reserved[name]; ok {
-			left.Sub(kept)
+		for _, list := range []corev1.ResourceList{reserved, kept} {
+			if part, ok := list[name]; ok {
+				left.Sub(part)
+			}
 		}
-		switch name {
-		case corev1.ResourceMemory:
-			left.Sub(*resource.NewQuantity(evictMemory+hugeBytes(capacity), resource.BinarySI))
-		case corev1.ResourceEphemeralStorage:
-			left.Sub(*resource.NewQuantity(have.Value()*evictNodeFSPart/100, resource.BinarySI))
+		if name == corev1.ResourceMemory {
+			left.Sub(*resource.NewQuantity(hugeBytes(capacity), resource.BinarySI))
 		}
 		if left.Sign() < 0 {
 			left.Set(0)

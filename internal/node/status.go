@@ -9,6 +9,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/vk-metal/vk-metal/internal/pressure"
 )
 
 // maxImages bounds status.images, as a kubelet does (nodeStatusMaxImages).
@@ -25,7 +27,11 @@ func (n *Node) observe(ctx context.Context, before []corev1.NodeCondition) (*cor
 	if err != nil {
 		return nil, err
 	}
-	conditions := append(pressures(n.o.Host), ready(ctx, n.o.Checks))
+	var hold []corev1.NodeConditionType
+	if n.o.Pressure != nil {
+		hold = n.o.Pressure()
+	}
+	conditions := append(pressures(hold), ready(ctx, n.o.Checks))
 	if n.o.Conditions != nil {
 		conditions = append(conditions, n.o.Conditions()...)
 	}
@@ -35,7 +41,7 @@ func (n *Node) observe(ctx context.Context, before []corev1.NodeCondition) (*cor
 		Spec:       corev1.NodeSpec{Taints: n.o.Taints},
 		Status: corev1.NodeStatus{
 			Capacity:        capacity,
-			Allocatable:     Allocatable(capacity, n.o.Reserved),
+			Allocatable:     Allocatable(capacity, n.o.Reserved, pressure.Reserve(n.o.Thresholds, capacity)),
 			Conditions:      conditions,
 			Addresses:       nodeAddresses(n.o.Name, addrs),
 			DaemonEndpoints: corev1.NodeDaemonEndpoints{KubeletEndpoint: corev1.DaemonEndpoint{Port: int32(n.o.Port)}},

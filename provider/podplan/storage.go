@@ -12,6 +12,19 @@ import (
 type StorageUsage struct {
 	// Containers have writable layers and logs, Volumes are emptyDirs on disk; by name.
 	Containers, Volumes map[string]int64
+	// Inodes are those of all of them.
+	Inodes int64
+}
+
+// Total is the sum of all bytes.
+func (u StorageUsage) Total() (bytes int64) {
+	for _, used := range u.Containers {
+		bytes += used
+	}
+	for _, used := range u.Volumes {
+		bytes += used
+	}
+	return bytes
 }
 
 // LimitsStorage says whether anything of the pod limits what it takes of the node's disk.
@@ -46,7 +59,7 @@ func storageLimit(limits corev1.ResourceList) (resource.Quantity, bool) {
 // and words (pkg/kubelet/eviction, localStorageEviction); nil if it may stay.
 func StorageVerdict(pod *corev1.Pod, usage StorageUsage) *Ending {
 	evicted := func(format string, args ...any) *Ending {
-		return &Ending{Reason: "Evicted", Message: fmt.Sprintf(format, args...)}
+		return &Ending{Reason: ReasonEvicted, Message: fmt.Sprintf(format, args...)}
 	}
 	total := int64(0)
 	for _, v := range pod.Spec.Volumes {
