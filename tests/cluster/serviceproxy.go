@@ -58,10 +58,13 @@ const (
 	externalLine = "serviceProxy: external\n"
 	policyLine   = "networkPolicy: vk-metal\n"
 	dnsLine      = "clusterDNS: [" + controlplane.ClusterDNS + "]\n"
+	// evictionLine counts bytes: the machines share the host's disk, whose size says nothing of
+	// what is left to them.
+	evictionLine = "evictionHard: {memory.available: 100Mi, nodefs.available: 1Gi, imagefs.available: 1Gi}\n"
 )
 
 // settle lets the machine know who makes Services work and where the cluster's DNS is, also
-// where it was otherwise, turns network policies on, and restarts what has to know.
+// where it was otherwise, turns network policies on, sets thresholds for a shared disk, and restarts what has to know.
 func (c *Cluster) settle(ctx context.Context, machine *rig.Machine) error {
 	external := c.proxy == ServiceProxyKube
 	config, err := machine.Run(ctx, "cat", configFile)
@@ -74,6 +77,7 @@ func (c *Cluster) settle(ctx context.Context, machine *rig.Machine) error {
 		}
 	}
 	wanted := withLine(withLine(withLine(config, policyLine, true), externalLine, external), dnsLine, c.dns)
+	wanted = withLine(wanted, evictionLine, true)
 	if wanted != config {
 		if err := machine.WriteFile(ctx, configFile, []byte(wanted), 0o644); err != nil {
 			return err

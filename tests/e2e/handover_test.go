@@ -274,7 +274,7 @@ func (e *env) withoutHold(node string) {
 	e.configure(node, "stopHold: {enabled: false}")
 }
 
-// configure adds lines to a node's configuration and restarts its agent; the test's end
+// configure sets keys of a node's configuration and restarts its agent; the test's end
 // undoes both.
 func (e *env) configure(node, lines string) {
 	e.Helper()
@@ -288,7 +288,14 @@ func (e *env) configure(node, lines string) {
 			e.Errorf("put the configuration back: %v", err)
 		}
 	})
-	e.on(node, "sh", "-c", fmt.Sprintf("cp -p %s %s && printf '%%s\\n' '%s' >>%s && systemctl restart vk-metal.service", file, kept, lines, file))
+	replaced := "" // keys that are there already
+	for line := range strings.Lines(lines) {
+		if key, _, ok := strings.Cut(line, ":"); ok && !strings.HasPrefix(line, " ") {
+			replaced += " -e '/^" + key + ":/d'"
+		}
+	}
+	e.on(node, "sh", "-c", fmt.Sprintf("cp -p %s %s && sed -i %s %s && printf '%%s\\n' '%s' >>%s && systemctl restart vk-metal.service",
+		file, kept, replaced, file, lines, file))
 }
 
 // TestHeldPodIsAlive deletes a pod that a slice goes on offering: until that ends its
