@@ -47,7 +47,7 @@ func newHTTPProber() *httpProber {
 // probe counts 200 to 399 as a success. Redirects are followed on the same host only;
 // another host is a success with a warning.
 func (p *httpProber) probe(ctx context.Context, spec *corev1.Probe, target Target) (outcome, error) {
-	req, err := newRequest(ctx, spec.HTTPGet, target)
+	req, err := newRequest(ctx, spec.HTTPGet, target, userAgent)
 	if err != nil {
 		return outcome{}, err
 	}
@@ -80,7 +80,7 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 	return nil
 }
 
-func newRequest(ctx context.Context, get *corev1.HTTPGetAction, target Target) (*http.Request, error) {
+func newRequest(ctx context.Context, get *corev1.HTTPGetAction, target Target, agent string) (*http.Request, error) {
 	port, err := resolvePort(get.Port, target.Container)
 	if err != nil {
 		return nil, err
@@ -101,14 +101,14 @@ func newRequest(ctx context.Context, get *corev1.HTTPGetAction, target Target) (
 	for _, h := range get.HTTPHeaders {
 		req.Header.Add(h.Name, h.Value)
 	}
-	setDefaults(req.Header)
+	setDefaults(req.Header, agent)
 	req.Host = req.Header.Get("Host")
 	return req, nil
 }
 
-func setDefaults(headers http.Header) {
+func setDefaults(headers http.Header, agent string) {
 	if _, ok := headers["User-Agent"]; !ok {
-		headers.Set("User-Agent", userAgent)
+		headers.Set("User-Agent", agent)
 	}
 	if _, ok := headers["Accept"]; !ok {
 		headers.Set("Accept", "*/*")

@@ -299,3 +299,38 @@ func benchmark(b *testing.B, handler corev1.ProbeHandler) {
 	}
 	b.ReportMetric(float64((cpuTime()-before)/time.Duration(b.N))/1e3, "cpu-µs/op")
 }
+
+func TestHook(t *testing.T) {
+	plain, secure := server(t, false), server(t, true)
+	get := func(s *httptest.Server, path string, scheme corev1.URIScheme) *corev1.HTTPGetAction {
+		return &corev1.HTTPGetAction{Port: intstr.FromInt(portOf(t, s.Listener.Addr().String())), Path: path, Scheme: scheme}
+	}
+	nobody, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	gone := intstr.FromInt(portOf(t, nobody.Addr().String()))
+	nobody.Close()
+	for name, tc := range map[string]struct {
+		get   *corev1.HTTPGetAction
+		plain bool
+		fails bool
+	}{
+		"http":                       {get(plain, "/ok", "HTTP"), false, false},
+		"no scheme":                  {get(plain, "/ok", ""), false, false},
+		"any status will do":         {get(plain, "/500", "HTTP"), false, false},
+		"https":                      {get(secure, "/ok", "HTTPS"), false, false},
+		"https to an http server":    {get(plain, "/ok", "HTTPS"), true, false},
+		"a redirect to another host": {get(plain, "/away", "HTTP"), false, false},
+		"a loop":                     {get(plain, "/loop", "HTTP"), false, true},
+		"a body without an end":      {get(plain, "/endless", "HTTP"), false, false},
+		"nobody there":               {&corev1.HTTPGetAction{Port: gone}, false, true},
+		"https and nobody there":     {&corev1.HTTPGetAction{Port: gone, Scheme: "HTTPS"}, false, true},
+		"no such port":               {&corev1.HTTPGetAction{Port: intstr.FromString("web")}, false, true},
+	} {
+		fellBack, err := Hook(t.Context(), tc.get, Target{PodIP: "127.0.0.1"})
+		if fellBack != tc.plain || (err != nil) != tc.fails {
+			t.Errorf("%s: plain %t, error %v", name, fellBack, err)
+		}
+	}
+}

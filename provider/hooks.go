@@ -1,35 +1,31 @@
 package provider
 
 import (
+	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"net/http"
-	"net/url"
 	"os"
 	"path/filepath"
-	"strconv"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	"k8s.io/apimachinery/pkg/util/intstr"
 
+	"github.com/vk-metal/vk-metal/probes"
 	"github.com/vk-metal/vk-metal/provider/podplan"
 	"github.com/vk-metal/vk-metal/systemd"
 )
 
 // postStart runs the hook beside the loop. Its state is in the record: a hook that an
 // agent did not see the end of is not repeated.
-func (w *worker) postStart(c podplan.Container, a *attempt, s shared) {
+func (w *worker) postStart(pod *corev1.Pod, c podplan.Container, a *attempt, s shared) {
 	if a.rec.PostStart != podplan.HookRunning {
 		return
 	}
 	rec, handler, ip := a.rec, c.Lifecycle.PostStart, first(s.ips)
 	w.begin(fmt.Sprintf("poststart/%s/%d", c.Name, rec.Number), time.Second, func(ctx context.Context) (any, error) {
-		return w.runHook(ctx, handler, c, rec, ip, a.ended), nil
+		return w.runHook(ctx, pod, handler, c, rec, ip, a.ended), nil
 	})
 }
 
@@ -86,14 +82,14 @@ func (w *worker) preStop(ctx context.Context, pod *corev1.Pod, c podplan.Contain
 	ctx, cancel := context.WithDeadline(ctx, until)
 	defer cancel()
 	ip := pod.Status.PodIP
-	if err := w.runHook(ctx, c.Lifecycle.PreStop, c, rec, ip, ended); err != nil {
+	if err := w.runHook(ctx, pod, c.Lifecycle.PreStop, c, rec, ip, ended); err != nil {
 		w.event(pod, &c, corev1.EventTypeWarning, "FailedPreStopHook", "PreStopHook failed")
 		w.log.Warn("The preStop hook failed", "container", c.Name, "err", err)
 	}
 }
 
 // runHook runs one handler; it ends with the container.
-func (w *worker) runHook(ctx context.Context, h *corev1.LifecycleHandler, c podplan.Container, rec attemptRecord, podIP string, ended <-chan struct{}) error {
+func (w *worker) runHook(ctx context.Context, pod *corev1.Pod, h *corev1.LifecycleHandler, c podplan.Container, rec attemptRecord, podIP string, ended <-chan struct{}) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	over := make(chan struct{})
@@ -109,7 +105,7 @@ func (w *worker) runHook(ctx context.Context, h *corev1.LifecycleHandler, c podp
 	case h.Exec != nil:
 		return w.execHook(ctx, h.Exec.Command, rec)
 	case h.HTTPGet != nil:
-		return httpHook(ctx, h.HTTPGet, c, podIP)
+		return w.httpHook(ctx, h.HTTPGet, pod, c, podIP)
 	case h.Sleep != nil:
 		died(ctx, nil, time.Duration(h.Sleep.Seconds)*time.Second)
 		return nil
@@ -132,68 +128,14 @@ func (w *worker) execHook(ctx context.Context, command []string, rec attemptReco
 	return nil
 }
 
-func httpHook(ctx context.Context, get *corev1.HTTPGetAction, c podplan.Container, podIP string) error {
-	port, err := portOf(get.Port, c)
+func (w *worker) httpHook(ctx context.Context, get *corev1.HTTPGetAction, pod *corev1.Pod, c podplan.Container, podIP string) error {
+	plain, err := probes.Hook(ctx, get, probes.Target{Container: c.Container, PodIP: podIP})
 	if err != nil {
 		return fmt.Errorf("run hook: %w", err)
 	}
-	host := get.Host
-	if host == "" {
-		host = podIP
-	}
-	scheme := "http"
-	if get.Scheme == corev1.URISchemeHTTPS {
-		scheme = "https"
-	}
-	path, err := url.Parse(get.Path)
-	if err != nil {
-		return fmt.Errorf("run hook: %w", err)
-	}
-	target := url.URL{Scheme: scheme, Host: net.JoinHostPort(host, strconv.Itoa(port)), Path: path.Path, RawQuery: path.RawQuery}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target.String(), nil)
-	if err != nil {
-		return fmt.Errorf("run hook: %w", err)
-	}
-	for _, header := range get.HTTPHeaders {
-		if header.Name == "Host" {
-			req.Host = header.Value
-			continue
-		}
-		req.Header.Add(header.Name, header.Value)
-	}
-	return doHook(req)
-}
-
-func doHook(req *http.Request) error {
-	transport := &http.Transport{
-		// A hook goes to a pod of ours, whose certificate no authority of ours has signed.
-		TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // see above
-		Proxy:           nil, DisableKeepAlives: true,
-	}
-	defer transport.CloseIdleConnections()
-	resp, err := (&http.Client{Transport: transport}).Do(req)
-	if err != nil {
-		return fmt.Errorf("run hook: %w", err)
-	}
-	defer resp.Body.Close()
-	_, _ = io.CopyN(io.Discard, resp.Body, 10<<10)
-	if resp.StatusCode >= http.StatusBadRequest {
-		return fmt.Errorf("run hook: %s answered %s", req.URL, resp.Status)
+	if plain {
+		w.event(pod, nil, corev1.EventTypeWarning, "LifecycleHTTPFallback", fmt.Sprintf(
+			"request to HTTPS lifecycle hook %s got HTTP response, retry with HTTP succeeded", net.JoinHostPort(cmp.Or(get.Host, podIP), get.Port.String())))
 	}
 	return nil
-}
-
-func portOf(port intstr.IntOrString, c podplan.Container) (int, error) {
-	if port.Type == intstr.Int {
-		return port.IntValue(), nil
-	}
-	for _, p := range c.Ports {
-		if p.Name == port.StrVal {
-			return int(p.ContainerPort), nil
-		}
-	}
-	if n, err := strconv.Atoi(port.StrVal); err == nil {
-		return n, nil
-	}
-	return 0, fmt.Errorf("container %s has no port named %q", c.Name, port.StrVal)
 }

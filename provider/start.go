@@ -281,7 +281,7 @@ func (w *worker) launch(ctx context.Context, pod *corev1.Pod, c podplan.Containe
 	w.event(pod, &c, corev1.EventTypeNormal, "Started", "Container started")
 	w.log.Info("Container started", "container", c.Name, "unit", launch.Unit.Name, "attempt", a.rec.Number)
 	w.probe(pod, c, a, first(s.ips))
-	w.postStart(c, a, s)
+	w.postStart(pod, c, a, s)
 	return nil
 }
 

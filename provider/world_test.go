@@ -17,6 +17,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -64,8 +65,11 @@ type world struct {
 	pruned   int               // images that are gone between their pull and the start
 	held     int               // starts under way
 	behave   func(u *fakeUnit) // what a new process does; nil: it runs
-	render   func() error      // what an update of volumes does; nil: nothing
-	ips      int
+	// exec is what commands in containers do; nil: they succeed. signals are those that were sent.
+	exec    func(context.Context, systemd.ExecRequest) (int, error)
+	signals []string
+	render  func() error // what an update of volumes does; nil: nothing
+	ips     int
 	// allocatable is the node's; nil counts nothing.
 	allocatable corev1.ResourceList
 	facts       func(*Deps) // what else the agent is told; may be nil
@@ -317,6 +321,7 @@ func (f fakeRuntime) Signal(_ context.Context, unit string, s syscall.Signal, _ 
 	if u == nil || !u.running {
 		return nil
 	}
+	w.signals = append(w.signals, fmt.Sprintf("%s/%d %s", u.Identity.Container, u.Identity.Attempt, unix.SignalName(s)))
 	if s == syscall.SIGKILL || !w.deaf[u.Identity.Container] {
 		w.end(u, 128+int(s), int(s))
 		f.a.notify(unit)
@@ -372,8 +377,12 @@ func (f fakeRuntime) Get(_ context.Context, name string) (systemd.UnitState, boo
 func (f fakeRuntime) ListSlices(context.Context) ([]string, error)                  { return nil, nil }
 func (f fakeRuntime) SetResources(context.Context, string, systemd.Resources) error { return nil }
 func (f fakeRuntime) Events() <-chan systemd.Event                                  { return f.a.events }
-func (f fakeRuntime) Exec(context.Context, systemd.ExecRequest) (exitCode int, err error) {
-	return 0, nil
+func (f fakeRuntime) Exec(ctx context.Context, r systemd.ExecRequest) (exitCode int, err error) {
+	f.a.act()
+	if f.a.w.exec == nil {
+		return 0, nil
+	}
+	return f.a.w.exec(ctx, r)
 }
 
 type fakeNetwork struct{ a *agent }

@@ -212,6 +212,12 @@ func (d *decider) main() bool {
 // for good, started that the containers after it may start.
 func (d *decider) container(c Container) (ended, started bool) {
 	last, ok := d.obs.latest(c.Name)
+	before := len(d.out.Start)
+	defer func() {
+		if len(d.out.Start) > before && c.Lifecycle != nil && c.Lifecycle.PostStart != nil {
+			started = false // not before its hook is over
+		}
+	}()
 	switch {
 	case d.rebooted:
 		return true, true

@@ -53,7 +53,7 @@ var containerRules = []struct {
 		pm := containerContext(c).ProcMount
 		return pm != nil && *pm == corev1.UnmaskedProcMount
 	}},
-	{"restartPolicyRules", "action RestartAllContainers is " + notYet, func(_ *corev1.PodSpec, c Container) bool {
+	{"restartPolicyRules", "action RestartAllContainers is an alpha feature, off in Kubernetes 1.35, and " + notYet, func(_ *corev1.PodSpec, c Container) bool {
 		return slices.ContainsFunc(c.RestartPolicyRules, func(r corev1.ContainerRestartRule) bool {
 			return r.Action != corev1.ContainerRestartRuleActionRestart
 		})
