@@ -523,8 +523,19 @@ func TestMachineHostImage(t *testing.T) {
 	if got != want {
 		t.Errorf("got  %q\nwant %q", got, want)
 	}
-	if _, err := os.Stat("/etc/new"); err == nil {
-		t.Error("a mount point was made on the host")
+	// A root that lacks a directory at its top.
+	got = m.sh(`exec 2>&1; touch /x; ls /new/deep; ls -d /etc /bin /proc; cat /etc/debian_version; touch /tmp/x && echo tmp`, func(a *attempt) {
+		host(a)
+		a.spec.Mounts = append(a.spec.Mounts, launchspec.Mount{Kind: launchspec.MountBind, Source: m.root + "/etc", Target: "/new/deep", Readonly: true})
+	})
+	want = "touch: cannot touch '/x': Read-only file system\ngroup\npasswd\n/bin\n/etc\n/proc\n" + string(version) + "tmp\n"
+	if got != want {
+		t.Errorf("got  %q\nwant %q", got, want)
+	}
+	for _, made := range []string{"/etc/new", "/new"} {
+		if _, err := os.Stat(made); err == nil {
+			t.Errorf("the mount point %s was made on the host", made)
+		}
 	}
 }
 

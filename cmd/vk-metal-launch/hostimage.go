@@ -104,16 +104,22 @@ func (r rootDir) mimic(name string) error {
 	if len(names) > maxMimic {
 		return fmt.Errorf("%s has %d entries, too many to make a mount point in it", dir, len(names))
 	}
-	twin, err := newFS("tmpfs", "mode=755", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV)
-	if err != nil {
-		return err
-	}
-	*r.twins = append(*r.twins, twin)
 	entries, err := copyEntries(fd, names) // before the twin hides them
 	if err != nil {
 		return fmt.Errorf("copy entries of %s: %w", dir, err)
 	}
-	if err := attach(twin, fd); err != nil {
+	return attachTwin(fd, dir, entries, r.twins)
+}
+
+// attachTwin covers a directory with a tmpfs that shows the entries. It is added to twins,
+// for sealTwins.
+func attachTwin(target int, dir string, entries []mimicked, twins *[]int) error {
+	twin, err := newFS("tmpfs", "mode=755", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV)
+	if err != nil {
+		return err
+	}
+	*twins = append(*twins, twin)
+	if err := attach(twin, target); err != nil {
 		return err
 	}
 	for _, entry := range entries {

@@ -22,7 +22,7 @@ func buildRoot(spec *launchspec.Spec, specPath string) error {
 	if err != nil {
 		return err
 	}
-	hostRoot, err := openHostRoot(spec.Root)
+	host, err := openHostRoot(spec)
 	if err != nil {
 		return err
 	}
@@ -34,14 +34,15 @@ func buildRoot(spec *launchspec.Spec, specPath string) error {
 	if err := mountScratch(scratch); err != nil {
 		return err
 	}
-	if err := mountRoot(spec.Root, hostRoot, scratch); err != nil {
+	twins := new([]int)
+	if err := mountRoot(spec.Root, host, scratch, twins); err != nil {
 		return err
 	}
 	fd, err := unix.Open(filepath.Join(scratch, "root"), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open container root: %w", err)
 	}
-	root := rootDir{fd: fd, twins: new([]int)}
+	root := rootDir{fd: fd, twins: twins}
 	if err := populate(root, spec, sources); err != nil {
 		return err
 	}
@@ -97,35 +98,8 @@ func mountScratch(dir string) error {
 	return nil
 }
 
-// openHostRoot copies the mounts of a directory that is itself the root. Later mounts
-// and unmounts of the host are seen (slave), so that no disk is pinned.
-func openHostRoot(root launchspec.Root) (int, error) {
-	if root.HostPath == "" {
-		return -1, nil
-	}
-	dir, err := unix.Open(root.HostPath, unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return -1, fmt.Errorf("open root %s: %w", root.HostPath, err)
-	}
-	defer unix.Close(dir)
-	tree, err := cloneTree(dir, true)
-	if err != nil {
-		return -1, fmt.Errorf("copy mounts of root %s: %w", root.HostPath, err)
-	}
-	if err := setAttr(tree, true, 0, unix.MS_SLAVE); err != nil {
-		return -1, fmt.Errorf("detach root %s from the host: %w", root.HostPath, err)
-	}
-	if !root.Readonly {
-		return tree, nil
-	}
-	if err := setAttr(tree, true, unix.MOUNT_ATTR_RDONLY, 0); err != nil {
-		return -1, fmt.Errorf("make root %s read-only: %w", root.HostPath, err)
-	}
-	return tree, nil
-}
-
-func mountRoot(root launchspec.Root, hostRoot int, scratch string) error {
-	if hostRoot < 0 {
+func mountRoot(root launchspec.Root, host *hostTree, scratch string, twins *[]int) error {
+	if host == nil {
 		return mountOverlay(root, scratch)
 	}
 	target, err := unix.Open(filepath.Join(scratch, "root"), unix.O_PATH|unix.O_CLOEXEC, 0)
@@ -133,7 +107,7 @@ func mountRoot(root launchspec.Root, hostRoot int, scratch string) error {
 		return fmt.Errorf("open mount point of root: %w", err)
 	}
 	defer unix.Close(target)
-	if err := attach(hostRoot, target); err != nil {
+	if err := host.attach(target, twins); err != nil {
 		return fmt.Errorf("mount root %s: %w", root.HostPath, err)
 	}
 	return nil
