@@ -2,7 +2,6 @@ package inmachine
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -14,18 +13,21 @@ import (
 
 	"github.com/vk-metal/vk-metal/tests/artifacts"
 	"github.com/vk-metal/vk-metal/tests/rig"
+	"github.com/vk-metal/vk-metal/tests/rig/rigtest"
 )
 
 // TestSystemd runs package systemd's tests on a real systemd, in a unit: what enters the
 // machine from outside has neither its seccomp filter nor its cgroups.
-func TestSystemd(t *testing.T) { runSystemdTests(t, boot(t, rig.MachineConfig{Name: "metal-0"}), 1) }
+func TestSystemd(t *testing.T) {
+	runSystemdTests(t, bootMachine(t, rig.MachineConfig{Name: "metal-0"}), 1)
+}
 
 // TestSystemdV2 runs them on systemd 257 and cgroup v2, in a virtual machine.
 func TestSystemdV2(t *testing.T) {
 	if os.Getenv("VK_METAL_TEST_V2") == "" {
 		t.Skip("boots a virtual machine, slow: set VK_METAL_TEST_V2=1")
 	}
-	runSystemdTests(t, boot(t, rig.MachineConfig{Name: "virtual-0", VM: true}), 10)
+	runSystemdTests(t, bootMachine(t, rig.MachineConfig{Name: "virtual-0", VM: true}), 10)
 }
 
 func runSystemdTests(t *testing.T, m *rig.Machine, slowness int) {
@@ -43,7 +45,7 @@ func runSystemdTests(t *testing.T, m *rig.Machine, slowness int) {
 		filepath.Join(dir, "vk-metal-launch"): "/usr/lib/vk-metal/vk-metal-launch",
 		busybox:                               "/opt/busybox",
 	} {
-		if err := m.CopyIn(timed(t, 5*time.Minute), src, dst); err != nil {
+		if err := m.CopyIn(rigtest.Timed(t, 5*time.Minute), src, dst); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -54,7 +56,7 @@ func runSystemdTests(t *testing.T, m *rig.Machine, slowness int) {
 		fmt.Sprintf("--setenv=VK_METAL_TEST_SLOWNESS=%d", slowness),
 		"bash", "-c", "/opt/systemd.test -test.v -test.timeout=30m >/opt/output 2>&1; echo $? >/opt/code.new; mv /opt/code.new /opt/code")
 	var out bytes.Buffer
-	err = m.Exec(timed(t, 31*time.Minute), rig.Command{
+	err = m.Exec(rigtest.Timed(t, 31*time.Minute), rig.Command{
 		Argv:   []string{"bash", "-c", "until [ -e /opt/code ]; do sleep 0.2; done; cat /opt/output; exit $(cat /opt/code)"},
 		Stdout: &out, Stderr: &out,
 	})
@@ -73,7 +75,7 @@ func runSystemdTests(t *testing.T, m *rig.Machine, slowness int) {
 
 func run(t *testing.T, m *rig.Machine, argv ...string) {
 	t.Helper()
-	if err := m.Exec(timed(t, time.Minute), rig.Command{Argv: argv}); err != nil {
+	if err := m.Exec(rigtest.Timed(t, time.Minute), rig.Command{Argv: argv}); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -89,82 +91,15 @@ func checkout(t *testing.T) string {
 
 func compile(t *testing.T, root string, args ...string) {
 	t.Helper()
-	cmd := exec.CommandContext(timed(t, 10*time.Minute), "go", args...)
+	cmd := exec.CommandContext(rigtest.Timed(t, 10*time.Minute), "go", args...)
 	cmd.Dir, cmd.Env = root, append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("go %v: %v\n%s", args, err, out)
 	}
 }
 
-func boot(t *testing.T, config rig.MachineConfig) *rig.Machine {
+func bootMachine(t *testing.T, config rig.MachineConfig) *rig.Machine {
 	t.Helper()
-	require(t)
-	r, err := rig.Up(timed(t, time.Minute), rig.Config{Dir: filepath.Join(t.TempDir(), "rig"), Progress: writer{t}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			saveLogs(t, r)
-		}
-		if err := r.Down(timed(t, 2*time.Minute)); err != nil {
-			t.Error(err)
-		}
-	})
-	m, err := r.AddMachine(timed(t, 15*time.Minute), config)
-	if err == nil {
-		err = m.Start(timed(t, time.Minute))
-	}
-	if err == nil {
-		err = m.WaitBooted(timed(t, 5*time.Minute))
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return m
-}
-
-func saveLogs(t *testing.T, r *rig.Rig) {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "inmachine-")
-	if err == nil {
-		err = r.CollectLogs(timed(t, time.Minute), dir)
-	}
-	t.Logf("logs are in %s (%v)", dir, err)
-}
-
-func require(t *testing.T) {
-	t.Helper()
-	why := ""
-	if os.Geteuid() != 0 {
-		why = "needs root"
-	}
-	for _, tool := range []string{"systemd-nspawn", "debootstrap", "busybox"} {
-		if _, err := exec.LookPath(tool); err != nil {
-			why = "needs " + tool
-		}
-	}
-	switch {
-	case testing.Short():
-		t.Skip("boots machines: not in short mode")
-	case why != "" && os.Getenv("VK_METAL_REQUIRE") == "all":
-		t.Fatal(why)
-	case why != "":
-		t.Skip(why)
-	}
-}
-
-func timed(t *testing.T, d time.Duration) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), d)
-	t.Cleanup(cancel)
-	return ctx
-}
-
-type writer struct{ t *testing.T }
-
-// Write logs a line of progress.
-func (w writer) Write(p []byte) (int, error) {
-	w.t.Log(strings.TrimSpace(string(p)))
-	return len(p), nil
+	rigtest.Require(t, "busybox")
+	return rigtest.Boot(t, config)
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/vk-metal/vk-metal/tests/rig"
+	"github.com/vk-metal/vk-metal/tests/rig/rigtest"
 )
 
 // fakeConfig makes the condition of vk-metal.service true with an agent that cannot
@@ -75,7 +76,7 @@ func TestDeb(t *testing.T) {
 
 func install(t *testing.T, m *rig.Machine, deb string) {
 	t.Helper()
-	if err := m.InstallDeb(timed(t, 3*time.Minute), deb); err != nil {
+	if err := m.InstallDeb(rigtest.Timed(t, 3*time.Minute), deb); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -173,7 +174,7 @@ func testRemove(t *testing.T, m *rig.Machine, deb string) {
 // testPurge: pods end, and nothing of ours stays.
 func testPurge(t *testing.T, m *rig.Machine) {
 	run(t, m, "mkdir -p /run/vk-metal/pods/u/ns; touch /run/vk-metal/pods/u/ns/net; mount --bind /proc/1/ns/net /run/vk-metal/pods/u/ns/net")
-	if out, err := m.Run(timed(t, time.Minute), "vk-metal", "clean-network"); err == nil || !strings.Contains(err.Error(), "the agent runs") {
+	if out, err := m.Run(rigtest.Timed(t, time.Minute), "vk-metal", "clean-network"); err == nil || !strings.Contains(err.Error(), "the agent runs") {
 		t.Errorf("clean-network beside a running agent: %q, %v", out, err)
 	}
 	network := "ip -o link | wc -l; ip route; ip -6 route; nft list ruleset"
@@ -196,11 +197,11 @@ func testPurge(t *testing.T, m *rig.Machine) {
 // Debian's base.
 func inNetwork(t *testing.T, m *rig.Machine, script string) string {
 	t.Helper()
-	leader, err := m.Leader(timed(t, time.Minute))
+	leader, err := m.Leader(rigtest.Timed(t, time.Minute))
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(timed(t, time.Minute), "nsenter", "-t", strconv.Itoa(leader), "-n", "sh", "-ec", script)
+	cmd := exec.CommandContext(rigtest.Timed(t, time.Minute), "nsenter", "-t", strconv.Itoa(leader), "-n", "sh", "-ec", script)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s: %v\n%s", script, err, out)

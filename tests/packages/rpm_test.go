@@ -7,18 +7,20 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vk-metal/vk-metal/tests/rig/rigtest"
 )
 
 // TestRPM installs, upgrades and erases the rpm in an rpm root of its own, with Debian's
 // rpm and a systemctl that only writes down what it is told. What it cannot show, a real
 // Fedora or RHEL with its SELinux and dependencies, is not tested.
 func TestRPM(t *testing.T) {
-	require(t, "rpm", "busybox", "make")
+	rigtest.Require(t, "rpm", "busybox", "make")
 	rpms := build(t, "*.rpm")
 	root := rpmRoot(t)
 	rpm := func(args ...string) string {
 		t.Helper()
-		cmd := exec.CommandContext(timed(t, time.Minute), "rpm", append([]string{"--root", root, "--dbpath", "/var/lib/rpm"}, args...)...)
+		cmd := exec.CommandContext(rigtest.Timed(t, time.Minute), "rpm", append([]string{"--root", root, "--dbpath", "/var/lib/rpm"}, args...)...)
 		out, err := cmd.CombinedOutput()
 		if err != nil {
 			t.Fatalf("rpm %v: %v\n%s", args, err, out)

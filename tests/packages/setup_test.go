@@ -1,8 +1,6 @@
 package packages
 
 import (
-	"context"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -11,31 +9,8 @@ import (
 
 	"github.com/vk-metal/vk-metal/tests/artifacts"
 	"github.com/vk-metal/vk-metal/tests/rig"
+	"github.com/vk-metal/vk-metal/tests/rig/rigtest"
 )
-
-// require skips, or fails where nothing may be skipped.
-func require(t *testing.T, tools ...string) {
-	t.Helper()
-	why := ""
-	if os.Geteuid() != 0 {
-		why = "needs root"
-	}
-	for _, tool := range tools {
-		if _, err := exec.LookPath(tool); err != nil {
-			why = "needs " + tool
-		}
-	}
-	if testing.Short() {
-		why = "boots machines: not in short mode"
-	}
-	if why == "" {
-		return
-	}
-	if os.Getenv("VK_METAL_REQUIRE") == "all" {
-		t.Fatal(why)
-	}
-	t.Skip(why)
-}
 
 // versions are packages of one build, the second an upgrade of the first.
 var versions = []string{"v0.0.1", "v0.0.2"}
@@ -49,7 +24,7 @@ func build(t *testing.T, pattern string) []string {
 	}
 	dir := t.TempDir()
 	make := func(args ...string) {
-		cmd := exec.CommandContext(timed(t, 15*time.Minute), "make", append([]string{"-s", "-C", root}, args...)...)
+		cmd := exec.CommandContext(rigtest.Timed(t, 15*time.Minute), "make", append([]string{"-s", "-C", root}, args...)...)
 		if out, err := cmd.CombinedOutput(); err != nil {
 			t.Fatalf("make %v: %v\n%s", args, err, out)
 		}
@@ -65,63 +40,17 @@ func build(t *testing.T, pattern string) []string {
 	return files
 }
 
-func timed(t *testing.T, d time.Duration) context.Context {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), d)
-	t.Cleanup(cancel)
-	return ctx
-}
-
 // bootMachine boots one machine with nothing but Debian's base.
 func bootMachine(t *testing.T) *rig.Machine {
 	t.Helper()
-	require(t, "systemd-nspawn", "debootstrap", "make")
-	r, err := rig.Up(timed(t, time.Minute), rig.Config{Dir: filepath.Join(t.TempDir(), "rig"), Progress: writer{t}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			saveLogs(t, r)
-		}
-		if err := r.Down(timed(t, 2*time.Minute)); err != nil {
-			t.Error(err)
-		}
-	})
-	m, err := r.AddMachine(timed(t, 15*time.Minute), rig.MachineConfig{Name: "metal-0"})
-	if err == nil {
-		err = m.Start(timed(t, time.Minute))
-	}
-	if err == nil {
-		err = m.WaitBooted(timed(t, 2*time.Minute))
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	return m
-}
-
-func saveLogs(t *testing.T, r *rig.Rig) {
-	t.Helper()
-	dir, err := os.MkdirTemp("", "packages-"+t.Name()+"-")
-	if err == nil {
-		err = r.CollectLogs(timed(t, time.Minute), dir)
-	}
-	t.Logf("logs are in %s (%v)", dir, err)
-}
-
-type writer struct{ t *testing.T }
-
-// Write logs a line of progress.
-func (w writer) Write(p []byte) (int, error) {
-	w.t.Log(strings.TrimSpace(string(p)))
-	return len(p), nil
+	rigtest.Require(t, "make")
+	return rigtest.Boot(t, rig.MachineConfig{Name: "metal-0"})
 }
 
 // run runs a script in the machine and returns its output without the last newline.
 func run(t *testing.T, m *rig.Machine, script string) string {
 	t.Helper()
-	out, err := m.Run(timed(t, time.Minute), "/bin/sh", "-ec", script)
+	out, err := m.Run(rigtest.Timed(t, time.Minute), "/bin/sh", "-ec", script)
 	if err != nil {
 		t.Fatalf("%s\n%v", script, err)
 	}
@@ -141,7 +70,7 @@ func eventually(t *testing.T, m *rig.Machine, script string) {
 	t.Helper()
 	var last error
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		if _, last = m.Run(timed(t, time.Minute), "/bin/sh", "-ec", script); last == nil {
+		if _, last = m.Run(rigtest.Timed(t, time.Minute), "/bin/sh", "-ec", script); last == nil {
 			return
 		}
 	}
