@@ -24,6 +24,9 @@ type HoldOptions struct {
 	Settle time.Duration
 	// Percent of the grace period is what a hold may take.
 	Percent int
+	// Forbidden is told, once, when the cluster does not let this node see the slices of a pod
+	// that ends: nothing is held back then. It does not block; may be nil.
+	Forbidden func()
 }
 
 // holdFile has the pod's holdRecord: an agent that comes later goes on with the hold.
@@ -59,6 +62,9 @@ func (w *worker) offer(pod *corev1.Pod, now time.Time) *podplan.Offer {
 	}
 	list, state := o.Endpoints.Of(w.uid)
 	if state == endpoints.Forbidden {
+		if o.Forbidden != nil {
+			w.p.holdForbidden.Do(o.Forbidden)
+		}
 		return nil
 	}
 	offer := &podplan.Offer{Settle: o.Settle, Percent: o.Percent, Unknown: state == endpoints.Unknown}

@@ -2,6 +2,7 @@ package provider
 
 import (
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -116,6 +117,35 @@ func TestHoldWaitsForSlicesThatAreBeingRead(t *testing.T) {
 		w.until("object gone", func() bool { _, ok := w.get("a"); return !ok })
 		if took := time.Since(begun); took > 2*time.Second {
 			t.Errorf("deleted %s after the slices were known", took)
+		}
+	})
+}
+
+func TestNothingIsHeldWhereSlicesAreForbidden(t *testing.T) {
+	w := newWorld(t)
+	synctest.Test(t, func(t *testing.T) {
+		w.t = t
+		var told atomic.Int32
+		w.forbidden = true
+		w.facts = func(d *Deps) { d.Hold.Forbidden = func() { told.Add(1) } }
+		w.boot("")
+		for _, name := range []string{"a", "b"} {
+			w.create(name, nil)
+			w.until("Running", w.podIs(name, corev1.PodRunning))
+		}
+		if n := told.Load(); n != 0 {
+			t.Errorf("told %d times before a pod ends", n)
+		}
+		for _, name := range []string{"a", "b"} {
+			begun := time.Now()
+			w.delete(name, 30)
+			w.until("gone", func() bool { _, there := w.get(name); return !there })
+			if took := time.Since(begun); took > time.Second {
+				t.Errorf("held for %s", took)
+			}
+		}
+		if n := told.Load(); n != 1 {
+			t.Errorf("told %d times", n)
 		}
 	})
 }

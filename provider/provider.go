@@ -39,6 +39,7 @@ type Provider struct {
 	static   statics
 	down     down
 
+	holdForbidden   sync.Once // told that nothing is held back
 	appArmorMissing sync.Once // told that the default profile cannot be had
 }
 

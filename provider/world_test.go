@@ -75,6 +75,7 @@ type world struct {
 	facts       func(*Deps) // what else the agent is told; may be nil
 	offers      map[types.UID][]endpoints.Endpoint
 	reading     bool // slices are not known yet
+	forbidden   bool // slices are not to be seen
 	// manifests are those of static pods; changedManifests tells the agent of the moment.
 	manifests        []*corev1.Pod
 	changedManifests func(staticpods.Set)
@@ -548,6 +549,9 @@ type fakeEndpoints struct{ a *agent }
 func (f fakeEndpoints) Of(uid types.UID) ([]endpoints.Endpoint, endpoints.State) {
 	f.a.w.mu.Lock()
 	defer f.a.w.mu.Unlock()
+	if f.a.w.forbidden {
+		return nil, endpoints.Forbidden
+	}
 	if f.a.w.reading {
 		return nil, endpoints.Unknown
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/informers"
 
 	"github.com/vk-metal/vk-metal/internal/endpoints"
@@ -21,6 +22,12 @@ func (a *agent) newStopHold(factory informers.SharedInformerFactory) (hold provi
 		return hold, idle, nil
 	}
 	hold.Settle, hold.Percent = a.cfg.StopHold.SettleTime, a.cfg.StopHold.MaxGracePercent
+	hold.Forbidden = func() {
+		const message = "the cluster does not let this node see EndpointSlices, so pods are stopped while clients are still sent to them: " +
+			"apply vk-metal's node RBAC manifest (kubectl apply -f /usr/share/vk-metal/manifests/node-rbac.yaml)"
+		a.log.Warn("Pods are stopped while clients are still sent to them", "err", message)
+		a.recorder.Event(a.nodeReference(), corev1.EventTypeWarning, "StopHoldForbidden", message)
+	}
 	services := factory.Core().V1().Services()
 	if a.proxy != nil {
 		hold.Endpoints, err = endpoints.NewShared(a.name, factory.Discovery().V1().EndpointSlices().Informer(), services.Lister(), a.proxy.Forbidden)

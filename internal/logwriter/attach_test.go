@@ -259,6 +259,70 @@ func TestTerminal(t *testing.T) {
 	}
 }
 
+// TestTwoClientsShareATerminal: both see the same and both type, the size is that of whoever
+// changed it last, and one goes without the other.
+func TestTwoClientsShareATerminal(t *testing.T) {
+	layout := node(t)
+	startWriter(t, layout, "")
+	c, slave := terminalContainer(t, layout)
+	size := func(width, height uint16) func() bool {
+		return func() bool {
+			now, err := unix.IoctlGetWinsize(int(slave.Fd()), unix.TIOCGWINSZ)
+			return err == nil && now.Col == width && now.Row == height
+		}
+	}
+	type client struct {
+		out   *sharedBuffer
+		typed *io.PipeWriter
+		sizes chan logs.Size
+		leave context.CancelFunc
+		done  chan error
+	}
+	join := func() client {
+		ctx, leave := context.WithCancel(t.Context())
+		keyboard, typed := io.Pipe()
+		k := client{&sharedBuffer{}, typed, make(chan logs.Size, 1), leave, make(chan error, 1)}
+		go func() {
+			k.done <- logs.Attach(ctx, layout, c.PodUID, c.Container, 0, logs.AttachOptions{Stdin: keyboard, Stdout: k.out, Resize: k.sizes})
+		}()
+		return k
+	}
+	one, two := join(), join()
+	saying(t, slave, "prompt# ", one.out)
+	saying(t, slave, "prompt# ", two.out)
+	one.sizes <- logs.Size{Width: 100, Height: 30}
+	eventually(t, size(100, 30))
+	two.sizes <- logs.Size{Width: 80, Height: 24}
+	eventually(t, size(80, 24))
+	one.sizes <- logs.Size{Width: 132, Height: 50}
+	eventually(t, size(132, 50))
+	for text, k := range map[string]client{"from one\n": one, "from two\n": two} {
+		if _, err := k.typed.Write([]byte(text)); err != nil {
+			t.Fatal(err)
+		}
+		buf := make([]byte, 100)
+		if n, err := slave.Read(buf); err != nil || string(buf[:n]) != text {
+			t.Errorf("read %q, %v", buf[:max(n, 0)], err)
+		}
+	}
+	for _, k := range []client{one, two} {
+		eventually(t, func() bool {
+			return strings.Contains(k.out.String(), "from one") && strings.Contains(k.out.String(), "from two")
+		})
+	}
+	one.leave()
+	select {
+	case <-one.done:
+	case <-time.After(time.Minute):
+		t.Fatal("the first client is still attached")
+	}
+	saying(t, slave, "still here", two.out)
+	_ = slave.Close()
+	c.wait(t)
+	ended(t, two.done)
+	two.leave()
+}
+
 // TestTerminalFlood: more than terminal and FIFO hold, and nothing is lost at the end.
 func TestTerminalFlood(t *testing.T) {
 	layout := node(t)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"strings"
 	"sync"
 	"testing"
@@ -13,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/tools/remotecommand"
 
+	"github.com/vk-metal/vk-metal/tests/registry"
 	"github.com/vk-metal/vk-metal/tests/workload"
 )
 
@@ -168,4 +170,33 @@ func (e *env) reattach(pod *corev1.Pod, container string) *session {
 		return "no prompt"
 	})
 	return s
+}
+
+// TestKubectlRun is a command that somebody types, on a terminal: it ends with the shell, and
+// takes its pod along.
+func TestKubectlRun(t *testing.T) {
+	e := setup(t)
+	line := strings.Join([]string{
+		e.c.ControlPlane.Kubectl(), "--kubeconfig", e.c.ControlPlane.Kubeconfig(), "--namespace", e.ns,
+		"run", "typed", "--rm", "-it", "--restart=Never", "--image=" + registry.Busybox, "--", "sh",
+	}, " ")
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close()
+	s := &session{env: e, keyboard: writer, done: make(chan error, 1)}
+	cmd := exec.CommandContext(e.Context(), "script", "--quiet", "--return", "--echo", "never", "--command", line, "/dev/null") // a terminal for it
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = reader, &s.screen, &s.screen
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	reader.Close()
+	go func() { s.done <- cmd.Wait() }()
+	e.waitPod("typed", podTimeout, running)
+	s.says("", "/ # ")
+	s.says("tty; echo sum $((40+2))", "sum 42\r\n")
+	s.says("exit 0", `pod "typed" deleted`)
+	s.ends()
+	e.waitGone("typed", time.Minute)
 }

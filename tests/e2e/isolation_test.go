@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/utils/ptr"
 
 	"github.com/vk-metal/vk-metal/tests/registry"
 )
@@ -22,6 +23,37 @@ func TestNamespacesAreTheContainersOwn(t *testing.T) {
 		if inside == outside || !strings.HasPrefix(inside, kind+":[") {
 			t.Errorf("%s: %s inside, %s outside", kind, inside, outside)
 		}
+	}
+}
+
+// TestNamespacesThatPodsShare: one among a pod's containers, or the node's.
+func TestNamespacesThatPodsShare(t *testing.T) {
+	e := setup(t)
+	shared := e.busybox("shared", "exec sleep 3601")
+	shared.Spec.ShareProcessNamespace = ptr.To(true)
+	shared.Spec.Containers = append(shared.Spec.Containers, corev1.Container{Name: "other", Image: registry.Busybox, Command: []string{"sleep", "3602"}})
+	host := e.busybox("host", "exec sleep 3603")
+	host.Spec.HostPID, host.Spec.HostIPC = true, true
+	for _, pod := range []*corev1.Pod{shared, host} {
+		e.create(pod)
+	}
+	shared = e.waitPod("shared", podTimeout, running)
+	processes := e.exec(shared, "ps", "-o", "pid,args")
+	for _, want := range []string{" 1 /pause", "sleep 3601", "sleep 3602"} {
+		if !strings.Contains(processes, want) {
+			t.Errorf("%q is not among the pod's processes:\n%s", want, processes)
+		}
+	}
+	host = e.waitPod("host", podTimeout, running)
+	for kind, same := range map[string]bool{"pid": true, "ipc": true, "mnt": false, "net": false, "uts": false} {
+		inside := strings.TrimSpace(e.exec(host, "readlink", "/proc/self/ns/"+kind))
+		outside := strings.TrimSpace(e.on(host.Spec.NodeName, "readlink", "/proc/1/ns/"+kind))
+		if (inside == outside) != same {
+			t.Errorf("hostPID, hostIPC: %s is %s inside, %s outside", kind, inside, outside)
+		}
+	}
+	if processes := e.exec(host, "ps", "-o", "args"); !strings.Contains(processes, "vk-metal-log") {
+		t.Errorf("the node's processes are not there:\n%s", processes)
 	}
 }
 
