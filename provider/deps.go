@@ -91,6 +91,8 @@ type NodeFacts struct {
 	// Self returns the Node object as the API has it, for its labels and taints; nil while
 	// it is not known.
 	Self func() *corev1.Node
+	// HugePages are the sizes (hugepages-2Mi) that the node has pages of and can limit.
+	HugePages []corev1.ResourceName
 	// PodPidsLimit is TasksMax of every pod's slice; 0 means none.
 	PodPidsLimit uint64
 	// UnsafeSysctls are the sysctls (or prefixes ending in *) that pods may set besides

@@ -62,7 +62,8 @@ func (w *worker) prepare(pod *corev1.Pod) (shared, error) {
 		Hosts: files.hosts, ResolvConf: files.resolv, HostnameFile: files.hostname, Hostname: files.name,
 		Volumes:        planVolumes(vols.value.(map[string]volumes.Mounted)),
 		MemoryCapacity: p.deps.Node.MemoryCapacity, PodPidsLimit: p.deps.Node.PodPidsLimit,
-		Seccomp: p.deps.Node.Seccomp, SeccompDefault: p.deps.Node.SeccompDefault,
+		HugePages: p.deps.Node.HugePages,
+		Seccomp:   p.deps.Node.Seccomp, SeccompDefault: p.deps.Node.SeccompDefault,
 	}
 	s.ready = true
 	return s, nil

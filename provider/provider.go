@@ -107,7 +107,7 @@ func (p *Provider) Run(ctx context.Context) error {
 // policy is what the node allows.
 func (p *Provider) policy() podplan.Policy {
 	node := p.deps.Node
-	return podplan.Policy{DenyPrivileged: node.DenyPrivileged, UnsafeSysctls: node.UnsafeSysctls, AppArmor: node.AppArmor, SELinux: node.SELinux}
+	return podplan.Policy{DenyPrivileged: node.DenyPrivileged, UnsafeSysctls: node.UnsafeSysctls, AppArmor: node.AppArmor, SELinux: node.SELinux, HugePages: len(node.HugePages) > 0}
 }
 
 // hook lets fault tests stop the process at a named place.

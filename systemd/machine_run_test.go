@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -176,6 +177,36 @@ func TestMachineLimits(t *testing.T) {
 	}
 	if stats, err = m.manager.Stats(m.ctx, a.unit.Slice); err != nil || stats.MemoryUsage == 0 || stats.CPUUsage == 0 {
 		t.Errorf("stats of slice %+v, %v", stats, err)
+	}
+}
+
+// TestMachineHugePages: what systemd does not limit is limited all the same, and a new limit of
+// systemd's does not undo it.
+func TestMachineHugePages(t *testing.T) {
+	m := newMachine(t)
+	a := m.attempt("sleep", "1000")
+	a.spec.HugePages = []launchspec.HugePages{{Size: "2MB", Container: 4 << 20, Pod: 8 << 20}}
+	started := a.mustStart()
+	root := ""
+	for _, dir := range []string{cgroupMount, cgroupMount + "/unified"} {
+		if data, err := os.ReadFile(dir + "/cgroup.controllers"); err == nil && slices.Contains(strings.Fields(string(data)), "hugetlb") {
+			root = dir
+		}
+	}
+	if root == "" {
+		t.Log("nothing counts huge pages in this machine: the container has started without")
+		return
+	}
+	more := uint64(96 << 20)
+	m.must(m.manager.SetResources(m.ctx, a.unit.Name, Resources{MemoryMax: &more}))
+	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", started.MainPID))
+	m.must(err)
+	_, group, _ := strings.Cut(strings.TrimSpace("\n"+string(data)), "0::")
+	group, _, _ = strings.Cut(group, "\n")
+	for dir, want := range map[string]string{root + group: "4194304\n", root + filepath.Dir(group): "8388608\n"} {
+		if got, err := os.ReadFile(dir + "/hugetlb.2MB.max"); err != nil || string(got) != want {
+			t.Errorf("limit in %s: %q, %v; want %q", dir, got, err, want)
+		}
 	}
 }
 

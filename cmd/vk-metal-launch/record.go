@@ -23,6 +23,7 @@ func record(specPath string) int {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
+	leaveHugePages(spec.HugePages)
 	exit := exitOf(spec, specPath, os.Getenv)
 	exit.OOMKilled = oomKilled() || exit.ServiceResult == "oom-kill"
 	if err := writeJSON(spec.ExitRecord, exit); err != nil {

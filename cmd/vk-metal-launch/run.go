@@ -53,6 +53,9 @@ func launch(spec *launchspec.Spec, specPath string) error {
 	if err != nil {
 		return err
 	}
+	if err := limitHugePages(spec.HugePages); err != nil {
+		return err
+	}
 	if err := joinNamespaces(spec.Namespaces); err != nil {
 		return err
 	}

@@ -103,6 +103,7 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 			MemoryCapacity: a.nodeOptions().Host.Meminfo()["MemTotal"], Allocatable: allocatable, Self: a.self,
 			AppArmor: armor.Enabled(), SELinux: hostHas("/sys/fs/selinux/enforce", ""),
 			Seccomp: seccomp.HostOf(runtime.GOARCH, kernelRelease()), SeccompDefault: a.cfg.SeccompDefault,
+			HugePages:     hugePageSizes(a.nodeOptions().Host),
 			UnsafeSysctls: a.cfg.AllowedUnsafeSysctls, Pressure: a.pressure, PodPidsLimit: uint64(max(0, a.cfg.PodPidsLimit)),
 		},
 		StepHook: stepHook(),

@@ -62,6 +62,8 @@ type Spec struct {
 	AppArmor string   `json:"appArmor,omitempty"`
 	Rlimits  []Rlimit `json:"rlimits,omitempty"`
 	Umask    *uint32  `json:"umask,omitempty"`
+	// HugePages limits what the container, and its pod, may take of each size.
+	HugePages []HugePages `json:"hugePages,omitempty"`
 	// OOMScoreAdj is tried and not insisted on: lowering it needs CAP_SYS_RESOURCE.
 	OOMScoreAdj *int `json:"oomScoreAdj,omitempty"`
 
@@ -80,6 +82,14 @@ type Spec struct {
 	// as far as execve; ExitRecord is where `vk-metal-launch record` writes an Exit.
 	ErrorRecord string `json:"errorRecord"`
 	ExitRecord  string `json:"exitRecord"`
+}
+
+// HugePages is the limit of one size of pages. Size is how the kernel's files call it ("2MB"),
+// Container and Pod are in bytes.
+type HugePages struct {
+	Size      string `json:"size"`
+	Container uint64 `json:"container"`
+	Pod       uint64 `json:"pod"`
 }
 
 // PauseProgram is what a pod's first process is called, in its containers' eyes too.

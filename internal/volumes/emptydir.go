@@ -25,6 +25,11 @@ func (v volume) emptyDir(src *corev1.EmptyDirVolumeSource) (Mounted, error) {
 		dir = filepath.Join(v.m.memoryDir(uid), dirEmpty, v.spec.Name)
 		err = v.tmpfs(dir, src)
 	default:
+		if pagesOf(src.Medium) {
+			dir = filepath.Join(v.m.memoryDir(uid), dirEmpty, v.spec.Name)
+			err = v.hugetlbfs(dir, src)
+			break
+		}
 		return Mounted{}, v.fail("emptyDir.medium", fmt.Errorf("storage medium %q is not supported by this node", src.Medium))
 	}
 	if err != nil {

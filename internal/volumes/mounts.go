@@ -28,20 +28,21 @@ func (m *Manager) unmountMemory(uid string) error {
 	}
 	var errs []error
 	for _, e := range entries {
-		errs = append(errs, unmountTmpfs(filepath.Join(dir, e.Name())))
+		errs = append(errs, unmountOurs(filepath.Join(dir, e.Name())))
 	}
 	return errors.Join(errs...)
 }
 
-// unmountTmpfs takes a tmpfs away even from under processes that still use it.
-func unmountTmpfs(path string) error {
+// unmountOurs takes a tmpfs, or a file system of huge pages, away even from under processes that still use it.
+func unmountOurs(path string) error {
 	for {
 		mounted, err := isMountPoint(path)
 		if err != nil || !mounted {
 			return err
 		}
-		if ok, err := onMemory(path); err != nil || !ok {
-			return errors.Join(err, fmt.Errorf("unmount %s: not a tmpfs of ours", path))
+		var st unix.Statfs_t
+		if err := unix.Statfs(path, &st); err != nil || st.Type != unix.TMPFS_MAGIC && st.Type != unix.RAMFS_MAGIC && st.Type != unix.HUGETLBFS_MAGIC {
+			return errors.Join(err, fmt.Errorf("unmount %s: not a file system of ours", path))
 		}
 		if err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
 			return fmt.Errorf("unmount %s: %w", path, err)

@@ -53,7 +53,7 @@ func Build(pod *corev1.Pod, c Container, start Start, in PodInputs, cin Containe
 	if name := unknownCapability(c.SecurityContext); name != "" {
 		return Launch{}, &ConfigError{CreateContainerError, fmt.Sprintf("unknown capability %q in securityContext.capabilities.add", name)}
 	}
-	spec.AppArmor = cin.AppArmor
+	spec.AppArmor, spec.HugePages = cin.AppArmor, hugePages(pod, c, in.HugePages)
 	secure(&spec, c)
 	if err := confine(&spec, pod, c, in, cin); err != nil {
 		return Launch{}, err

@@ -1,6 +1,8 @@
 package podplan
 
 import (
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/vk-metal/vk-metal/internal/launchspec"
 	"github.com/vk-metal/vk-metal/internal/paths"
 	"github.com/vk-metal/vk-metal/internal/seccomp"
@@ -22,8 +24,10 @@ type PodInputs struct {
 
 	Volumes map[string]Volume `json:"volumes,omitempty"`
 
-	MemoryCapacity int64  `json:"memoryCapacity"`
-	PodPidsLimit   uint64 `json:"podPidsLimit,omitempty"`
+	MemoryCapacity int64 `json:"memoryCapacity"`
+	// HugePages are the sizes that the node has pages of, such as hugepages-2Mi.
+	HugePages    []corev1.ResourceName `json:"hugePages,omitempty"`
+	PodPidsLimit uint64                `json:"podPidsLimit,omitempty"`
 
 	// Seccomp is what profiles are compiled for; SeccompDefault gives the runtime's default
 	// profile to containers that name none.

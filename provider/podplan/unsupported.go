@@ -29,6 +29,8 @@ type Policy struct {
 	UnsafeSysctls  []string
 	// AppArmor and SELinux say that the host's kernel enforces them.
 	AppArmor, SELinux bool
+	// HugePages says that the node can limit huge pages.
+	HugePages bool
 }
 
 const notYet = "not supported by this version of vk-metal"
@@ -58,14 +60,6 @@ var containerRules = []struct {
 			return r.Action != corev1.ContainerRestartRuleActionRestart
 		})
 	}},
-	{"resources.limits", "hugepages are " + notYet, func(_ *corev1.PodSpec, c Container) bool {
-		for name := range c.Resources.Limits {
-			if strings.HasPrefix(string(name), corev1.ResourceHugePagesPrefix) {
-				return true
-			}
-		}
-		return false
-	}},
 	{"env", "valueFrom.fileKeyRef is " + notYet, func(_ *corev1.PodSpec, c Container) bool {
 		return slices.ContainsFunc(c.Env, func(e corev1.EnvVar) bool { return e.ValueFrom != nil && e.ValueFrom.FileKeyRef != nil })
 	}},
@@ -79,6 +73,7 @@ func Refusals(pod *corev1.Pod, policy Policy) []Refusal {
 			refusals = append(refusals, Refusal{Field: rule.field, Reason: rule.reason})
 		}
 	}
+	refusals = append(refusals, hugePagesRefused(pod, policy)...)
 	for _, c := range Containers(pod) {
 		for _, rule := range containerRules {
 			if rule.refused(&pod.Spec, c) {
