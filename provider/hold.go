@@ -46,6 +46,9 @@ func (w *worker) loadHold() error {
 	if err != nil {
 		return fmt.Errorf("read how far the pod's end was held back: %w", err)
 	}
+	if now := time.Now(); rec.Begun.After(now) { // the clock was set back
+		rec.Begun = now
+	}
 	w.hold = rec
 	return nil
 }

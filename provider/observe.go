@@ -24,6 +24,7 @@ type attempt struct {
 	// that the log is on disk as well, as far as one waits for that.
 	ended    chan struct{}
 	complete bool
+	heldFrom time.Time // when it ended; valid with exit
 	// completed is closed once readers outside the loop may know of complete.
 	completed    chan struct{}
 	completeOnce sync.Once
@@ -111,9 +112,19 @@ func (w *worker) lookAtUnit(ctx context.Context, a *attempt) error {
 			return err
 		}
 	}
-	a.exit = &exit
+	a.exit, a.heldFrom = &exit, heldFrom(exit, time.Now())
 	close(a.ended)
 	return nil
+}
+
+// heldFrom is when the process ended, on the monotonic clock: a back-off must not be longer
+// because somebody sets the clock back.
+func heldFrom(exit launchspec.Exit, seen time.Time) time.Time {
+	ended, err := time.Parse(time.RFC3339Nano, exit.FinishedAt)
+	if err != nil {
+		return seen
+	}
+	return seen.Add(-max(seen.Sub(ended), 0))
 }
 
 // noteRunning takes up an attempt whose start was not recorded: the agent died in between.
@@ -199,7 +210,7 @@ func viewExit(v *podplan.Attempt, a *attempt) {
 	v.ExitCode, v.Signal, v.OOMKilled = a.exit.ExitCode, a.exit.Signal, a.exit.OOMKilled
 	v.Reason, v.Message = a.rec.Reason, a.message
 	if t, err := time.Parse(time.RFC3339Nano, a.exit.FinishedAt); err == nil {
-		v.FinishedAt = t
+		v.FinishedAt, v.HeldFrom = t, a.heldFrom
 	}
 	if t, err := time.Parse(time.RFC3339Nano, a.exit.StartedAt); err == nil && v.StartedAt.IsZero() {
 		v.StartedAt = t

@@ -61,6 +61,13 @@ type killRecord struct {
 	Message string    `json:"message"`
 }
 
+// notLater moves a kill that is to begin in the future to now: the clock was set back since.
+func (k *killRecord) notLater(now time.Time) {
+	if late := k.Begun.Sub(now); late > 0 {
+		k.Begun, k.Until = now, k.Until.Add(-late)
+	}
+}
+
 const (
 	recordFile = "attempt.json"
 	podFile    = "pod.json"

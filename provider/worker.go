@@ -278,6 +278,9 @@ func (w *worker) load(pod *corev1.Pod, gone bool) error {
 		}
 		for name, list := range records {
 			for _, rec := range list {
+				if rec.Kill != nil {
+					rec.Kill.notLater(time.Now())
+				}
 				w.attempts[name] = append(w.attempts[name], newAttempt(rec, true))
 			}
 		}

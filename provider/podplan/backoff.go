@@ -18,9 +18,17 @@ const (
 // first restart is never held back.
 func heldUntil(prev Attempt) time.Time {
 	if expired(prev) {
-		return prev.FinishedAt
+		return prev.heldFrom()
 	}
-	return prev.FinishedAt.Add(prev.Backoff)
+	return prev.heldFrom().Add(prev.Backoff)
+}
+
+// heldFrom is when the attempt ended, for what is reckoned from then on.
+func (a Attempt) heldFrom() time.Time {
+	if a.HeldFrom.IsZero() {
+		return a.FinishedAt
+	}
+	return a.HeldFrom
 }
 
 // nextBackoff is the delay recorded with the attempt that follows prev.

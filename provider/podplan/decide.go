@@ -297,7 +297,7 @@ func (d *decider) endedAttempt(c Container, last Attempt) bool {
 
 func (d *decider) holdBack(c Container, last Attempt, until time.Time) {
 	d.wake(until)
-	if shown := last.FinishedAt.Add(startErrorShown); last.Reason == "StartError" && d.obs.Now.Before(shown) {
+	if shown := last.heldFrom().Add(startErrorShown); last.Reason == "StartError" && d.obs.Now.Before(shown) {
 		d.wake(shown)
 		d.out.Waiting[c.Name] = Waiting{Reason: "RunContainerError", Message: last.Message}
 		return

@@ -45,6 +45,8 @@ type Attempt struct {
 	Backoff    time.Duration `json:"backoff,omitempty"`
 	StartedAt  time.Time     `json:"startedAt,omitzero"`
 	FinishedAt time.Time     `json:"finishedAt,omitzero"`
+	// HeldFrom is FinishedAt on a clock that nobody sets; zero where that is not known.
+	HeldFrom time.Time `json:"heldFrom,omitzero"`
 
 	ExitCode  int  `json:"exitCode,omitempty"`
 	Signal    int  `json:"signal,omitempty"`
