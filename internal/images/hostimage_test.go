@@ -44,8 +44,13 @@ func TestHostRootDirectory(t *testing.T) {
 	m := testManager(t, func(o *Options) {
 		o.HostImages, o.Private = true, []string{private}
 		o.HostRoots = []HostRoot{
-			{Name: "tree", Path: tree}, {Name: "link", Path: link}, {Name: "gone", Path: tree + "/none"}, {Name: "secrets", Path: inside},
-			{Name: "above", Path: filepath.Dir(private)}, {Name: "fifo", Path: socket}, {Name: "checked", Path: tree, Verity: "signed"},
+			{Name: "tree", Path: tree},
+			{Name: "link", Path: link},
+			{Name: "gone", Path: tree + "/none"},
+			{Name: "secrets", Path: inside},
+			{Name: "above", Path: filepath.Dir(private)},
+			{Name: "fifo", Path: socket},
+			{Name: "checked", Path: tree, Verity: "signed"},
 		}
 	})
 	for _, name := range []string{"tree", "link"} {

@@ -44,15 +44,18 @@ var pressureWords = []struct {
 	yes, no [2]string
 }{
 	{
-		corev1.NodeMemoryPressure, [2]string{"KubeletHasInsufficientMemory", "kubelet has insufficient memory available"},
+		corev1.NodeMemoryPressure,
+		[2]string{"KubeletHasInsufficientMemory", "kubelet has insufficient memory available"},
 		[2]string{"KubeletHasSufficientMemory", "kubelet has sufficient memory available"},
 	},
 	{
-		corev1.NodeDiskPressure, [2]string{"KubeletHasDiskPressure", "kubelet has disk pressure"},
+		corev1.NodeDiskPressure,
+		[2]string{"KubeletHasDiskPressure", "kubelet has disk pressure"},
 		[2]string{"KubeletHasNoDiskPressure", "kubelet has no disk pressure"},
 	},
 	{
-		corev1.NodePIDPressure, [2]string{"KubeletHasInsufficientPID", "kubelet has insufficient PID available"},
+		corev1.NodePIDPressure,
+		[2]string{"KubeletHasInsufficientPID", "kubelet has insufficient PID available"},
 		[2]string{"KubeletHasSufficientPID", "kubelet has sufficient PID available"},
 	},
 }
