@@ -31,12 +31,9 @@ const largeDisk = `lib=/var/lib/vk-metal
 if mountpoint -q $lib; then systemctl stop vk-metal.service; umount -l $lib; fi
 systemctl restart vk-metal.service`
 
-// TestDiskPressure fills the disk of a node: the node says so and is tainted, the pod that
-// has filled it is evicted and no other one, new pods are turned away; and when the shortage is
-// over the node takes pods again.
-func TestDiskPressure(t *testing.T) {
-	e := setup(t)
-	node := cluster.NodeName(1)
+// giveSmallDisk restarts the node's agent on a small disk until the test's end.
+func (e *env) giveSmallDisk(node string) {
+	e.Helper()
 	e.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
@@ -45,6 +42,15 @@ func TestDiskPressure(t *testing.T) {
 		}
 	})
 	e.on(node, "bash", "-c", smallDisk)
+}
+
+// TestDiskPressure fills the disk of a node: the node says so and is tainted, the pod that
+// has filled it is evicted and no other one, new pods are turned away; and when the shortage is
+// over the node takes pods again.
+func TestDiskPressure(t *testing.T) {
+	e := setup(t)
+	node := cluster.NodeName(1)
+	e.giveSmallDisk(node)
 	e.configure(node, "evictionHard: {nodefs.available: 20%}\nevictionPressureTransitionPeriod: 1h")
 
 	for name, priority := range map[string]string{"modest": "", "greedy": "", "critical": "system-node-critical"} {

@@ -29,7 +29,8 @@ import (
 //
 //	VK_METAL_TORTURE=10m VK_METAL_TORTURE_SEED=42 VK_METAL_TORTURE_PODS=200
 //
-// The clock is not stepped: machines share the host's.
+// The clock is not stepped: machines share the host's. What depends on it is tested in the
+// provider (TestClockIsSet).
 func TestTorture(t *testing.T) {
 	length, err := time.ParseDuration(os.Getenv("VK_METAL_TORTURE"))
 	if err != nil {
@@ -48,6 +49,8 @@ func TestTorture(t *testing.T) {
 	if _, err := e.c.Client.CoreV1().ConfigMaps(e.ns).Create(t.Context(), configMap(e.ns), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	e.giveSmallDisk(smallDiskNode)
+	e.configure(smallDiskNode, "evictionHard: {}") // a full disk ends no pod here
 	w := &torture{env: e, random: rand.New(rand.NewPCG(seed, 1)), begun: time.Now(), done: map[string]int{}}
 	for i := range pods {
 		w.slots = append(w.slots, &slot{name: fmt.Sprintf("p%d", i), node: cluster.NodeName(i % 2), steady: i < pods/10})
@@ -57,6 +60,9 @@ func TestTorture(t *testing.T) {
 	w.check()
 	t.Logf("done: %v", w.done)
 }
+
+// smallDiskNode has a disk of its own, which can be filled.
+var smallDiskNode = cluster.NodeName(1)
 
 // torture is one run.
 type torture struct {
@@ -253,7 +259,8 @@ func (w *torture) fault(which int, node string, much int) {
 		{71, "restart D-Bus", systemctl("restart", "--no-block", "dbus.service")},
 		{79, "re-execute systemd", systemctl("daemon-reexec")},
 		{85, "reload systemd", systemctl("daemon-reload")},
-		{93, "fill /run", func() { w.fill(node, time.Duration(1+much%5)*time.Second) }},
+		{89, "fill /run", func() { w.fill(node, time.Duration(1+much%5)*time.Second) }},
+		{93, "fill the disk", func() { w.fillDisk(smallDiskNode, time.Duration(1+much%10)*time.Second) }},
 		{100, "stop the API server", func() { w.outage(time.Duration(2+much%10) * time.Second) }},
 	} {
 		if which < f.below {
@@ -279,17 +286,29 @@ func (w *torture) must(node string, argv ...string) {
 	}
 }
 
-// fill leaves no room in /run, where the records of attempts are, and gives it back. The
-// host's disk is shared and is left alone.
+// fill leaves no room in /run, where the records of attempts are, and gives it back.
 func (w *torture) fill(node string, length time.Duration) {
 	w.must(node, "bash", "-c", "mount -o remount,size=$(($(df --output=used -B4096 /run | tail -1) * 4 + 4))k /run")
-	for _, s := range w.slots {
-		if s.node == node && !s.steady {
-			s.excused = true // what had to start meanwhile could not
-		}
-	}
+	w.excuse(node)
 	time.Sleep(length) // the length of the fault
 	w.must(node, "mount", "-o", "remount,size=20%", "/run")
+}
+
+// fillDisk leaves no room for images, layers, volumes and certificates, and gives it back.
+func (w *torture) fillDisk(node string, length time.Duration) {
+	w.must(node, "bash", "-c", "dd if=/dev/zero of=/var/lib/vk-metal/filler bs=1M 2>/dev/null; [ $(df --output=avail /var/lib/vk-metal | tail -1) = 0 ]")
+	w.excuse(node)
+	time.Sleep(length) // the length of the fault
+	w.must(node, "rm", "/var/lib/vk-metal/filler")
+}
+
+// excuse the pods of a node: what had to start meanwhile could not.
+func (w *torture) excuse(node string) {
+	for _, s := range w.slots {
+		if s.node == node && !s.steady {
+			s.excused = true
+		}
+	}
 }
 
 // outage keeps the API server away while processes crash.
