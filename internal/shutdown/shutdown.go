@@ -87,6 +87,9 @@ func (o Options) serve(ctx context.Context) error {
 			return fmt.Errorf("watch logind: %w", err)
 		}
 	}
+	if err := o.resume(ctx, conn, signals); err != nil {
+		return err
+	}
 	if err := o.allowDelay(ctx, conn); err != nil {
 		return err
 	}
@@ -96,6 +99,28 @@ func (o Options) serve(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// resume goes on with a shutdown that has begun before: this program was restarted meanwhile, and
+// locks of others delay it still. No lock is given out then; what is to be done is done as far
+// as there is time. It returns nil when there is no shutdown, or no longer.
+func (o Options) resume(ctx context.Context, conn *dbus.Conn, signals <-chan *dbus.Signal) error {
+	value, err := property(ctx, conn, "PreparingForShutdown")
+	if err != nil {
+		return fmt.Errorf("ask logind whether the server goes down: %w", err)
+	}
+	if going, _ := value.Value().(bool); !going {
+		return nil
+	}
+	o.Log.Warn("The server is going down already, pods have the time that others take")
+	o.begin(ctx)
+	return o.follow(ctx, signals, nil)
+}
+
+func (o Options) begin(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, o.Delay)
+	defer cancel()
+	o.Begin(ctx)
 }
 
 // hold takes a lock and keeps it until the server goes down; it returns nil when that was
@@ -134,9 +159,7 @@ func (o Options) follow(ctx context.Context, signals <-chan *dbus.Signal, lock *
 			o.Cancelled()
 			return nil
 		}
-		bounded, cancel := context.WithTimeout(ctx, o.Delay)
-		o.Begin(bounded)
-		cancel()
+		o.begin(ctx)
 		if ctx.Err() == nil {
 			_ = lock.Close() // go on
 		}
@@ -197,11 +220,7 @@ func (o Options) writeDropIn() error {
 
 // maxDelay is InhibitDelayMaxUSec, in force.
 func maxDelay(ctx context.Context, conn *dbus.Conn) (time.Duration, error) {
-	ctx, cancel := context.WithTimeout(ctx, callTimeout)
-	defer cancel()
-	var value dbus.Variant
-	err := conn.Object(loginName, loginPath).CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", 0,
-		loginManager, "InhibitDelayMaxUSec").Store(&value)
+	value, err := property(ctx, conn, "InhibitDelayMaxUSec")
 	if err != nil {
 		return 0, fmt.Errorf("ask logind how long a shutdown may be delayed: %w", err)
 	}
@@ -210,4 +229,12 @@ func maxDelay(ctx context.Context, conn *dbus.Conn) (time.Duration, error) {
 		return 0, fmt.Errorf("ask logind how long a shutdown may be delayed: it answered %v", value)
 	}
 	return time.Duration(min(usec, 1<<52)) * time.Microsecond, nil
+}
+
+// property reads one of logind's manager.
+func property(ctx context.Context, conn *dbus.Conn, name string) (value dbus.Variant, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	err = conn.Object(loginName, loginPath).CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", 0, loginManager, name).Store(&value)
+	return value, err
 }
