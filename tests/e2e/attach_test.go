@@ -194,7 +194,7 @@ func TestKubectlRun(t *testing.T) {
 	reader.Close()
 	go func() { s.done <- cmd.Wait() }()
 	e.waitPod("typed", podTimeout, running)
-	s.says("", "/ # ")
+	s.says("", "# ")
 	s.says("tty; echo sum $((40+2))", "sum 42\r\n")
 	s.says("exit 0", `pod "typed" deleted`)
 	s.ends()

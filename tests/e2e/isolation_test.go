@@ -10,6 +10,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"github.com/vk-metal/vk-metal/tests/registry"
+	"github.com/vk-metal/vk-metal/tests/workload"
 )
 
 // TestNamespacesAreTheContainersOwn compares with the machine's.
@@ -38,8 +39,8 @@ func TestNamespacesThatPodsShare(t *testing.T) {
 		e.create(pod)
 	}
 	shared = e.waitPod("shared", podTimeout, running)
-	processes := e.exec(shared, "ps", "-o", "pid,args")
-	for _, want := range []string{" 1 /pause", "sleep 3601", "sleep 3602"} {
+	processes := e.processes(shared, "other")
+	for _, want := range []string{"1 /pause\n", " sleep 3601\n", " sleep 3602\n"} {
 		if !strings.Contains(processes, want) {
 			t.Errorf("%q is not among the pod's processes:\n%s", want, processes)
 		}
@@ -52,9 +53,20 @@ func TestNamespacesThatPodsShare(t *testing.T) {
 			t.Errorf("hostPID, hostIPC: %s is %s inside, %s outside", kind, inside, outside)
 		}
 	}
-	if processes := e.exec(host, "ps", "-o", "args"); !strings.Contains(processes, "vk-metal-log") {
+	if processes := e.processes(host, "main"); !strings.Contains(processes, "vk-metal-log") {
 		t.Errorf("the node's processes are not there:\n%s", processes)
 	}
+}
+
+// processes are those that a container sees, as "PID command line".
+func (e *env) processes(pod *corev1.Pod, container string) string {
+	e.Helper()
+	const script = `for p in /proc/[0-9]*; do echo "${p#/proc/}" $(tr '\0' ' ' <"$p/cmdline"); done 2>/dev/null`
+	out, stderr, err := workload.Exec(e.Context(), e.c.Config, pod, container, nil, "sh", "-c", script)
+	if err != nil {
+		e.Fatalf("list processes: %v: %s", err, stderr)
+	}
+	return out
 }
 
 // TestSeccompProfiles makes calls under the default profile, under one of the node's own and
