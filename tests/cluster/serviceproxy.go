@@ -60,7 +60,7 @@ const (
 	dnsLine      = "clusterDNS: [" + controlplane.ClusterDNS + "]\n"
 	// evictionLine counts bytes: the machines share the host's disk, whose size says nothing of
 	// what is left to them.
-	evictionLine = "evictionHard: {memory.available: 100Mi, nodefs.available: 1Gi, imagefs.available: 1Gi}\n"
+	evictionLine = "evictionHard: {memory.available: 100Mi, nodefs.available: 1Gi, imagefs.available: 1Gi}\nimageGCHighThresholdPercent: 100\n"
 )
 
 // settle lets the machine know who makes Services work and where the cluster's DNS is, also
