@@ -108,6 +108,8 @@ type NodeFacts struct {
 	DenyPrivileged bool
 	// AppArmor and SELinux say that the kernel enforces them.
 	AppArmor, SELinux bool
+	// NoUserNamespaces is why pods cannot have user namespaces here, empty where they can.
+	NoUserNamespaces string
 }
 
 // LogStream names one attempt's log.
@@ -153,9 +155,9 @@ type Logs interface {
 
 // Sandbox is what a pod's containers share besides the network; *sandbox.Manager implements it.
 type Sandbox interface {
-	// Ensure makes the pod's IPC namespace and /dev/shm (bytes; 0 takes the default) and
+	// Ensure makes the pod's IPC namespace, its /dev/shm and what else is asked for, and
 	// returns their paths; idempotent.
-	Ensure(ctx context.Context, podUID string, shmSize int64) (sandbox.Paths, error)
+	Ensure(ctx context.Context, podUID string, o sandbox.Options) (sandbox.Paths, error)
 	// Remove undoes it; idempotent, safe without Ensure.
 	Remove(ctx context.Context, podUID string) error
 }

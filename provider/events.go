@@ -69,6 +69,7 @@ func (w *worker) event(pod *corev1.Pod, c *podplan.Container, kind, reason, mess
 	if !once && !w.events.allow(field+"/"+reason+"/"+message) {
 		return
 	}
+	w.countFailure(pod, reason)
 	w.p.deps.Recorder.Event(reference(pod, field), kind, reason, message)
 }
 

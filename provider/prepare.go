@@ -38,13 +38,17 @@ type shared struct {
 func (w *worker) prepare(pod *corev1.Pod) (shared, error) {
 	p := w.p
 	var s shared
+	w.countUsers(pod)
 	slice := w.begin(opSlice, time.Second, func(ctx context.Context) (any, error) {
 		return nil, w.step("slice", func() error {
 			return p.deps.Runtime.EnsureSlice(ctx, podplan.PodSlice(pod, p.deps.Node.PodPidsLimit))
 		})
 	})
-	network := w.network(pod)
 	private := w.begin(opSandbox, time.Second, func(ctx context.Context) (any, error) { return w.ensureSandbox(ctx, pod) })
+	network := &op{}
+	if private.done || !podplan.OwnUsers(pod) { // its network belongs to its user namespace
+		network = w.network(pod)
+	}
 	vols := w.begin(opVolumes, 500*time.Millisecond, func(ctx context.Context) (any, error) { return w.prepareVolumes(ctx, pod) })
 	w.sandboxEvents(pod, slice, network, private, vols)
 	if !slice.done || !network.done || !private.done || !vols.done {
@@ -58,7 +62,7 @@ func (w *worker) prepare(pod *corev1.Pod) (shared, error) {
 		return s, err
 	}
 	s.in = podplan.PodInputs{
-		Layout: p.deps.Layout, NetNS: address.Path, IPC: paths.IPC, Shm: paths.Shm,
+		Layout: p.deps.Layout, NetNS: address.Path, IPC: paths.IPC, Shm: paths.Shm, Users: planUsers(paths.Users),
 		Hosts: files.hosts, ResolvConf: files.resolv, HostnameFile: files.hostname, Hostname: files.name,
 		Volumes:        planVolumes(vols.value.(map[string]volumes.Mounted)),
 		MemoryCapacity: p.deps.Node.MemoryCapacity, PodPidsLimit: p.deps.Node.PodPidsLimit,
@@ -136,10 +140,17 @@ func (w *worker) ensureSandbox(ctx context.Context, pod *corev1.Pod) (any, error
 	}
 	var paths sandbox.Paths
 	err := w.step("sandbox", func() (err error) {
-		paths, err = w.p.deps.Sandbox.Ensure(ctx, string(w.uid), 0)
+		paths, err = w.p.deps.Sandbox.Ensure(ctx, string(w.uid), sandbox.Options{Users: podplan.OwnUsers(pod)})
 		return err
 	})
 	return paths, err
+}
+
+func planUsers(users *sandbox.Users) *podplan.PodUsers {
+	if users == nil {
+		return nil
+	}
+	return &podplan.PodUsers{Path: users.Path, First: users.First, Size: sandbox.IDsPerPod}
 }
 
 func (w *worker) prepareVolumes(ctx context.Context, pod *corev1.Pod) (any, error) {

@@ -19,8 +19,9 @@ import (
 
 // Provider runs the pods of one node.
 type Provider struct {
-	deps Deps
-	log  *slog.Logger
+	deps  Deps
+	log   *slog.Logger
+	users userMetrics
 
 	mu      sync.Mutex
 	workers map[types.UID]*worker
@@ -65,7 +66,8 @@ func New(deps Deps) (*Provider, error) {
 		deps.HostIPs = func() []string { return nil }
 	}
 	return &Provider{
-		deps: deps, log: deps.Log, workers: map[types.UID]*worker{}, units: map[string]*worker{},
+		users: newUserMetrics(),
+		deps:  deps, log: deps.Log, workers: map[types.UID]*worker{}, units: map[string]*worker{},
 		pending: map[types.UID]bool{}, ready: make(chan struct{}), qosDirty: make(chan struct{}, 1),
 		static:  statics{dirty: make(chan struct{}, 1)},
 		granted: allocations{pods: map[types.UID]*corev1.Pod{}, deferred: map[types.UID]bool{}},
@@ -107,7 +109,10 @@ func (p *Provider) Run(ctx context.Context) error {
 // policy is what the node allows.
 func (p *Provider) policy() podplan.Policy {
 	node := p.deps.Node
-	return podplan.Policy{DenyPrivileged: node.DenyPrivileged, UnsafeSysctls: node.UnsafeSysctls, AppArmor: node.AppArmor, SELinux: node.SELinux, HugePages: len(node.HugePages) > 0}
+	return podplan.Policy{
+		DenyPrivileged: node.DenyPrivileged, UnsafeSysctls: node.UnsafeSysctls, AppArmor: node.AppArmor, SELinux: node.SELinux,
+		HugePages: len(node.HugePages) > 0, NoUserNamespaces: node.NoUserNamespaces,
+	}
 }
 
 // hook lets fault tests stop the process at a named place.

@@ -28,6 +28,8 @@ type worker struct {
 	uid types.UID
 	log *slog.Logger
 
+	counted bool // by countUsers
+
 	ctx   context.Context
 	group sync.WaitGroup // operations beside the loop
 	wake  chan struct{}

@@ -3,6 +3,7 @@ package provider
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -595,12 +596,21 @@ func (fakeLogs) Attach(context.Context, string, string, int, AttachStreams) erro
 
 type fakeSandbox struct{ a *agent }
 
-func (f fakeSandbox) Ensure(_ context.Context, uid string, _ int64) (sandbox.Paths, error) {
+func (f fakeSandbox) Ensure(_ context.Context, uid string, o sandbox.Options) (sandbox.Paths, error) {
 	f.a.act()
 	f.a.w.mu.Lock()
 	defer f.a.w.mu.Unlock()
+	_, connected := f.a.w.networks[uid]
+	early := connected && !f.a.w.boxes[uid]
 	f.a.w.boxes[uid] = true
-	return sandbox.Paths{IPC: "/ns/ipc", Shm: "/shm"}, nil
+	made := sandbox.Paths{IPC: "/ns/ipc", Shm: "/shm"}
+	if o.Users {
+		if early {
+			return made, errors.New("the network namespace was made before the user namespace that it belongs to")
+		}
+		made.Users = &sandbox.Users{Path: "/ns/user", First: 1 << 30}
+	}
+	return made, nil
 }
 
 func (f fakeSandbox) Remove(_ context.Context, uid string) error {

@@ -32,19 +32,20 @@ func child(specPath string) int {
 
 var errLauncherGone = errors.New("launcher is gone")
 
-func build(specPath string, ch channel) error {
-	spec, err := loadSpec(specPath)
+func build(arg string, ch channel) error {
+	st, err := loadStage(arg)
 	if err != nil {
 		return err
 	}
+	spec := st.spec
 	unix.Umask(0)
 	if err := isolate(spec); err != nil {
 		return err
 	}
 	if spec.Pause {
-		return buildPause(spec, specPath, ch)
+		return buildPause(spec, st.scratch, ch)
 	}
-	stdio, err := openStdio(spec)
+	stdio, err := st.openStdio()
 	if err != nil {
 		return err
 	}
@@ -52,7 +53,7 @@ func build(specPath string, ch channel) error {
 	if err != nil {
 		return err
 	}
-	if err := buildRoot(spec, specPath); err != nil {
+	if err := st.buildRoot(); err != nil {
 		return err
 	}
 	if err := stdio.openTerminal(ch); err != nil {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -35,18 +36,26 @@ var devLinks = [][2]string{
 	{"pts/ptmx", "ptmx"},
 }
 
-// mountDev fills a tmpfs while nobody sees it and mounts it on /dev.
-func mountDev(root *rootDir, spec *launchspec.Spec) error {
-	dev, err := newFS("tmpfs", "mode=755,size=64m", unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_STRICTATIME)
+// makeDev fills a tmpfs for /dev while nobody sees it.
+func makeDev(spec *launchspec.Spec) (int, error) {
+	owner := ""
+	if first := firstID(spec); first != 0 {
+		owner = fmt.Sprintf(",uid=%d,gid=%d", first, first)
+	}
+	dev, err := newFS("tmpfs", "mode=755,size=64m"+owner, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_STRICTATIME)
 	if err != nil {
-		return err
+		return -1, err
 	}
-	defer unix.Close(dev)
-	devices := defaultDevices
-	if spec.Privileged {
-		devices = append(hostDevices(), devices...)
+	if err := fillDev(dev, spec); err != nil {
+		unix.Close(dev)
+		return -1, err
 	}
-	for _, device := range append(devices[:len(devices):len(devices)], spec.Devices...) {
+	return dev, nil
+}
+
+func fillDev(dev int, spec *launchspec.Spec) error {
+	first := firstID(spec)
+	for _, device := range devicesOf(spec) {
 		name, ok := inDev(device.Path)
 		if !ok {
 			continue // placeDevices
@@ -56,11 +65,48 @@ func mountDev(root *rootDir, spec *launchspec.Spec) error {
 		}
 	}
 	for _, link := range devLinks {
-		if err := unix.Symlinkat(link[0], dev, link[1]); err != nil && !errors.Is(err, unix.EEXIST) {
+		err := unix.Symlinkat(link[0], dev, link[1])
+		if err == nil && first != 0 {
+			err = unix.Fchownat(dev, link[1], int(first), int(first), unix.AT_SYMLINK_NOFOLLOW)
+		}
+		if err != nil && !errors.Is(err, unix.EEXIST) {
 			return fmt.Errorf("make /dev/%s: %w", link[1], err)
 		}
 	}
-	if err := attachReal(*root, dev, "dev"); err != nil {
+	return nil
+}
+
+// devicesOf are a container's nodes, earlier ones over later ones of the same name. The host's,
+// which a privileged container sees, stay the host's: in a user namespace their owner is nobody,
+// and root there may not open them.
+func devicesOf(spec *launchspec.Spec) []launchspec.Device {
+	first := firstID(spec)
+	own := slices.Concat(defaultDevices, spec.Devices)
+	for i := range own {
+		own[i].UID += first
+		own[i].GID += first
+	}
+	switch {
+	case !spec.Privileged:
+		return own
+	case first != 0:
+		return append(own, hostDevices()...)
+	}
+	return append(hostDevices(), own...)
+}
+
+// firstID is the host's ID of the container's root.
+func firstID(spec *launchspec.Spec) uint32 {
+	if spec.Namespaces.User == nil {
+		return 0
+	}
+	return spec.Namespaces.User.First
+}
+
+// mountDev mounts what makeDev made, dev, on /dev.
+func mountDev(root *rootDir, dev int) error {
+	err := attachReal(*root, dev, "dev")
+	if err != nil {
 		return err
 	}
 	if root.null, err = unix.Openat(dev, "null", unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err != nil {

@@ -53,6 +53,18 @@ func parseExec(args []string) (*execRequest, error) {
 	return r, nil
 }
 
+// loadExec is parseExec for the second stage.
+func loadExec(args []string) (*execRequest, error) {
+	if len(args) != 1 || args[0] != handoffArg {
+		return parseExec(args)
+	}
+	h, err := unpack()
+	if err != nil {
+		return nil, err
+	}
+	return &execRequest{spec: h.Spec, process: h.Process, tty: h.TTY, args: stringsOf(h.Args)}, nil
+}
+
 // execMain starts one more process in a running container and lends it its exit code. It
 // stays outside of the container itself; when the agent goes, so do we, and with us the
 // process (PR_SET_PDEATHSIG).
@@ -77,31 +89,69 @@ func execStart(args []string, agent channel) (int, error) {
 	if err != nil {
 		return 0, err
 	}
+	restoreOpenFiles()
+	if err := setRlimits(request.process.Rlimits); err != nil {
+		return 0, err
+	}
 	pidfd, err := unix.PidfdOpen(request.pid, 0)
 	if err != nil {
 		return 0, fmt.Errorf("open container process %d: %w", request.pid, err)
 	}
+	defer unix.Close(pidfd)
+	parent, childEnd, err := newChannels()
+	if err != nil {
+		return 0, err
+	}
+	clone := request.clone
+	if request.spec.Namespaces.User != nil {
+		clone = request.cloneMapped
+	}
+	pid, err := clone(pidfd, childEnd.fd, args)
+	unix.Close(childEnd.fd)
+	if err != nil {
+		return 0, fmt.Errorf("clone process: %w", err)
+	}
+	return pid, execAttend(pid, parent, agent)
+}
+
+// clone starts the second stage in the PID namespace of the container.
+func (r *execRequest) clone(pidfd, channel int, args []string) (int, error) {
 	self, err := readonlySelf()
 	if err != nil {
 		return 0, err
 	}
 	if err := unix.Setns(pidfd, unix.CLONE_NEWPID); err != nil {
-		return 0, fmt.Errorf("join PID namespace of process %d: %w", request.pid, err)
+		return 0, fmt.Errorf("join PID namespace of process %d: %w", r.pid, err)
 	}
-	parent, childEnd, err := newChannels()
-	if err != nil {
+	return syscall.ForkExec(self, append([]string{"vk-metal-launch", stageExecChild}, args...), &syscall.ProcAttr{
+		Env:   []string{"GOMAXPROCS=1", "GOGC=off"},
+		Files: []uintptr{0, 1, 2, uintptr(channel), uintptr(pidfd)},
+	})
+}
+
+// cloneMapped starts it in the container's user namespace as well.
+func (r *execRequest) cloneMapped(pidfd, channel int, _ []string) (int, error) {
+	if _, err := readonlySelf(); err != nil {
 		return 0, err
 	}
-	pid, err := syscall.ForkExec(self, append([]string{"vk-metal-launch", stageExecChild}, args...), &syscall.ProcAttr{
-		Env:   []string{"GOMAXPROCS=1", "GOGC=off"},
-		Files: []uintptr{0, 1, 2, uintptr(childEnd.fd), uintptr(pidfd)},
-	})
-	unix.Close(childEnd.fd)
-	unix.Close(pidfd)
+	high, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, firstInherited)
 	if err != nil {
-		return 0, fmt.Errorf("clone process: %w", err)
+		return 0, fmt.Errorf("hold container process: %w", err)
 	}
-	return pid, execAttend(pid, parent, agent)
+	if !r.tty {
+		if err := ownStdio(firstID(r.spec) + r.process.UID); err != nil {
+			return 0, err
+		}
+	}
+	ready := &handoff{Spec: r.spec, Root: -1, Dev: -1, Streams: [3]int{-1, -1, -1}, Process: r.process, TTY: r.tty}
+	for _, arg := range r.args {
+		ready.Args = append(ready.Args, []byte(arg))
+	}
+	b := birth{
+		joins: [2]join{{high, unix.CLONE_NEWUSER | unix.CLONE_NEWPID}, {-1, 0}},
+		fds:   [3]int{channel, high, -1},
+	}
+	return b.bearWith(ready, stageExecChild)
 }
 
 // execAttend has the agent put the process into the container's cgroups, lets it go, hands
@@ -181,7 +231,7 @@ func execChild(args []string) int {
 }
 
 func execJoin(args []string, ch channel) error {
-	request, err := parseExec(args)
+	request, err := loadExec(args)
 	if err != nil {
 		return err
 	}
@@ -209,8 +259,10 @@ func execJoin(args []string, ch channel) error {
 			return err
 		}
 	}
-	if err := ownStdio(u); err != nil {
-		return err
+	if request.tty || request.spec.Namespaces.User == nil { // else the launcher did it
+		if err := ownStdio(u.UID); err != nil {
+			return err
+		}
 	}
 	return become(request.command(), u, profile, true)
 }
@@ -227,7 +279,7 @@ func (r *execRequest) command() *launchspec.Spec {
 }
 
 // ownStdio gives pipes and terminals to the user, so that /dev/stdout can be opened again.
-func ownStdio(u *user) error {
+func ownStdio(user uint32) error {
 	for fd := range 3 {
 		var st unix.Stat_t
 		if err := unix.Fstat(fd, &st); err != nil {
@@ -236,8 +288,8 @@ func ownStdio(u *user) error {
 		if st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == unix.Mkdev(1, 3) {
 			continue // /dev/null stays as it is
 		}
-		if err := unix.Fchown(fd, int(u.UID), -1); err != nil {
-			return fmt.Errorf("give stream %d to the user: %w", fd, err)
+		if err := giveStream(fd, user); err != nil {
+			return err
 		}
 	}
 	return nil

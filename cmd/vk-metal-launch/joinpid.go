@@ -15,35 +15,44 @@ import (
 	"github.com/vk-metal/vk-metal/internal/launchspec"
 )
 
-// joinPIDNamespace makes the children of this thread members of another unit's PID
-// namespace. The directory in /proc stays the one process's that it was opened for: that
-// its cgroup is the unit's proves that the number has not gone to somebody else.
+// joinPIDNamespace makes the children of this thread members of another unit's PID namespace.
 func joinPIDNamespace(of launchspec.UnitProcess) error {
-	dir, err := unix.Open("/proc/"+strconv.Itoa(of.PID), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	ns, err := openPIDNamespace(of)
 	if err != nil {
-		return fmt.Errorf("join PID namespace: unit %s is not running: %w", of.Unit, err)
-	}
-	defer unix.Close(dir)
-	theirs, err := readAt(dir, "cgroup")
-	if err != nil {
-		return fmt.Errorf("join PID namespace: unit %s is not running: %w", of.Unit, err)
-	}
-	own, err := os.ReadFile("/proc/self/cgroup")
-	if err != nil {
-		return fmt.Errorf("join PID namespace: read own cgroups: %w", err)
-	}
-	if !besideUs(string(own), string(theirs), of.Unit) {
-		return fmt.Errorf("join PID namespace: process %d is not of unit %s", of.PID, of.Unit)
-	}
-	ns, err := unix.Openat(dir, "ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("join PID namespace: unit %s is not running: %w", of.Unit, err)
+		return err
 	}
 	defer unix.Close(ns)
 	if err := unix.Setns(ns, unix.CLONE_NEWPID); err != nil {
 		return fmt.Errorf("join PID namespace of unit %s: %w", of.Unit, err)
 	}
 	return nil
+}
+
+// openPIDNamespace opens another unit's PID namespace. The directory in /proc stays the one
+// process's that it was opened for: that its cgroup is the unit's proves that the number has
+// not gone to somebody else.
+func openPIDNamespace(of launchspec.UnitProcess) (int, error) {
+	dir, err := unix.Open("/proc/"+strconv.Itoa(of.PID), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("join PID namespace: unit %s is not running: %w", of.Unit, err)
+	}
+	defer unix.Close(dir)
+	theirs, err := readAt(dir, "cgroup")
+	if err != nil {
+		return -1, fmt.Errorf("join PID namespace: unit %s is not running: %w", of.Unit, err)
+	}
+	own, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return -1, fmt.Errorf("join PID namespace: read own cgroups: %w", err)
+	}
+	if !besideUs(string(own), string(theirs), of.Unit) {
+		return -1, fmt.Errorf("join PID namespace: process %d is not of unit %s", of.PID, of.Unit)
+	}
+	ns, err := unix.Openat(dir, "ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return -1, fmt.Errorf("join PID namespace: unit %s is not running: %w", of.Unit, err)
+	}
+	return ns, nil
 }
 
 func readAt(dir int, name string) ([]byte, error) {

@@ -16,7 +16,7 @@ const kernelAttrs = unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV | unix.MOUNT_
 
 // mountKernelFS mounts /proc, /dev and /sys with what lies in them and returns /proc. It
 // sets root.null.
-func mountKernelFS(root *rootDir, spec *launchspec.Spec) (int, error) {
+func mountKernelFS(root *rootDir, spec *launchspec.Spec, dev int) (int, error) {
 	proc, err := newFS("proc", "", kernelAttrs)
 	if err != nil {
 		return -1, err
@@ -24,7 +24,7 @@ func mountKernelFS(root *rootDir, spec *launchspec.Spec) (int, error) {
 	if err := attachReal(*root, proc, "proc"); err != nil {
 		return -1, err
 	}
-	if err := mountDev(root, spec); err != nil {
+	if err := mountDev(root, dev); err != nil {
 		return -1, err
 	}
 	return proc, mountSys(*root, spec.Privileged)

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 
@@ -61,6 +62,24 @@ func setAttr(fd int, recursive bool, set, propagation uint64) error {
 		flags |= unix.AT_RECURSIVE
 	}
 	return unix.MountSetattr(fd, "", flags, &unix.MountAttr{Attr_set: set, Propagation: propagation})
+}
+
+// mapIDs makes a detached mount show the IDs of a user namespace: what 0 owns on disk belongs
+// to the namespace's 0 (mount_setattr(2), MOUNT_ATTR_IDMAP). Mounts below it that cannot show
+// them keep the host's, which nobody in the namespace has.
+func mapIDs(tree, userNS int, recursive bool) error {
+	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(userNS)}
+	if recursive && unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH|unix.AT_RECURSIVE, attr) == nil {
+		return nil
+	}
+	err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, attr)
+	if errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("map its IDs for hostUsers: false: the file system cannot be mounted ID-mapped on this kernel: %w", err)
+	}
+	if err != nil {
+		return fmt.Errorf("map its IDs for hostUsers: false: %w", err)
+	}
+	return nil
 }
 
 // attach puts a detached mount on what target refers to.

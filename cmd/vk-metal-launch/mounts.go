@@ -19,6 +19,7 @@ type source struct {
 	tree int
 	path string
 	file bool // not a directory
+	done bool // it has its attributes already
 }
 
 func openSources(spec *launchspec.Spec) ([]source, error) {
@@ -130,7 +131,7 @@ func applyMount(root rootDir, mount launchspec.Mount, src source) error {
 	switch mount.Kind {
 	case launchspec.MountBind:
 		mount.File = src.file
-		if attrs != 0 {
+		if attrs != 0 && !src.done {
 			err = setAttr(tree, mount.Recursive, attrs, 0)
 		}
 	case launchspec.MountCgroup:

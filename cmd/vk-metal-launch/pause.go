@@ -36,7 +36,7 @@ func pause() int {
 
 // buildPause turns the child into pause. Whoever may trace it finds nothing in it: no
 // capability, no file, no root but an empty directory, no environment.
-func buildPause(spec *launchspec.Spec, specPath string, ch channel) error {
+func buildPause(spec *launchspec.Spec, scratch string, ch channel) error {
 	self, err := unix.Open("/proc/self/exe", unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open launcher: %w", err)
@@ -44,7 +44,7 @@ func buildPause(spec *launchspec.Spec, specPath string, ch channel) error {
 	if err := nullStdio(); err != nil {
 		return err
 	}
-	if err := emptyRoot(filepath.Dir(specPath)); err != nil {
+	if err := emptyRoot(scratch); err != nil {
 		return err
 	}
 	if err := ch.send(childMessage{Process: nobody.process()}); err != nil {

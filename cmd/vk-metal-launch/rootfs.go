@@ -15,9 +15,20 @@ import (
 	"github.com/vk-metal/vk-metal/internal/launchspec"
 )
 
+// scratchOf is the spec's own directory: it is there for certain, and what lies in it has been
+// opened when it is mounted on.
+func scratchOf(specPath string) string { return filepath.Dir(specPath) }
+
+func (st *stage) buildRoot() error {
+	if st.ready != nil {
+		return buildMapped(st.ready)
+	}
+	return buildRoot(st.spec, st.scratch)
+}
+
 // buildRoot makes the container's root file system and pivots into it. Mount sources are
 // opened first: later the host's tree is a slave, and then gone.
-func buildRoot(spec *launchspec.Spec, specPath string) error {
+func buildRoot(spec *launchspec.Spec, scratch string) error {
 	sources, err := openSources(spec)
 	if err != nil {
 		return err
@@ -29,8 +40,6 @@ func buildRoot(spec *launchspec.Spec, specPath string) error {
 	if err := unix.Mount("", "/", "", unix.MS_SLAVE|unix.MS_REC, ""); err != nil {
 		return fmt.Errorf("detach mounts from the host: %w", err)
 	}
-	// The spec's own directory is there for certain; what lies in it has been opened.
-	scratch := filepath.Dir(specPath)
 	if err := mountScratch(scratch); err != nil {
 		return err
 	}
@@ -43,15 +52,19 @@ func buildRoot(spec *launchspec.Spec, specPath string) error {
 		return fmt.Errorf("open container root: %w", err)
 	}
 	root := rootDir{fd: fd, twins: twins}
-	if err := populate(root, spec, sources); err != nil {
+	dev, err := makeDev(spec)
+	if err != nil {
+		return err
+	}
+	if err := populate(root, spec, sources, dev); err != nil {
 		return err
 	}
 	return pivot(fd)
 }
 
 // populate mounts everything into the root, in the order that a container runtime does.
-func populate(root rootDir, spec *launchspec.Spec, sources []source) error {
-	proc, err := mountKernelFS(&root, spec)
+func populate(root rootDir, spec *launchspec.Spec, sources []source, dev int) error {
+	proc, err := mountKernelFS(&root, spec, dev)
 	if err != nil {
 		return err
 	}

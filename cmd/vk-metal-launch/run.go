@@ -49,6 +49,7 @@ func fail(spec *launchspec.Spec, failure *launchspec.StartError) int {
 }
 
 func launch(spec *launchspec.Spec, specPath string) error {
+	restoreOpenFiles()
 	notify, err := newNotifier()
 	if err != nil {
 		return err
@@ -63,7 +64,7 @@ func launch(spec *launchspec.Spec, specPath string) error {
 	if err != nil {
 		return err
 	}
-	pid, err := cloneChild(specPath, cloneFlags(spec.Namespaces), childEnd.fd)
+	pid, ready, err := startChild(spec, specPath, childEnd)
 	unix.Close(childEnd.fd)
 	if err != nil {
 		return err
@@ -71,12 +72,21 @@ func launch(spec *launchspec.Spec, specPath string) error {
 	if err := notify.send("MAINPID=" + strconv.Itoa(pid)); err != nil {
 		return err // the child sees our end closed and gives up
 	}
-	return attend(spec, specPath, parent, notify)
+	return attend(spec, specPath, parent, notify, ready)
+}
+
+// startChild starts the second stage; ready is what it was given, nil outside of user namespaces.
+func startChild(spec *launchspec.Spec, specPath string, child channel) (pid int, ready *handoff, err error) {
+	if spec.Namespaces.User != nil {
+		return launchMapped(spec, child)
+	}
+	pid, err = cloneChild(specPath, cloneFlags(spec.Namespaces)|unix.CLONE_PARENT, child.fd)
+	return pid, nil, err
 }
 
 // attend follows the child until it has become the workload or failed. From here on the
 // child is the unit's main process: its exit code counts, ours does not.
-func attend(spec *launchspec.Spec, specPath string, child channel, notify *notifier) error {
+func attend(spec *launchspec.Spec, specPath string, child channel, notify *notifier, ready *handoff) error {
 	for {
 		message, err := child.receive()
 		switch {
@@ -97,6 +107,12 @@ func attend(spec *launchspec.Spec, specPath string, child channel, notify *notif
 			}
 			continue
 		}
+		if ready != nil {
+			if err := giveStreams(spec, ready.Streams[:], message.Process.UID); err != nil {
+				return err
+			}
+		}
+		message.Process.Rlimits = currentRlimits()
 		message.Process.StartedAt = time.Now().UTC().Format(time.RFC3339Nano)
 		if err := writeJSON(processPath(specPath), message.Process); err != nil {
 			return err
@@ -108,7 +124,7 @@ func attend(spec *launchspec.Spec, specPath string, child channel, notify *notif
 }
 
 func cloneFlags(ns launchspec.Namespaces) uintptr {
-	flags := uintptr(unix.CLONE_PARENT | unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP)
+	flags := uintptr(unix.CLONE_NEWNS | unix.CLONE_NEWCGROUP)
 	if !ns.HostPID && ns.PIDOf == nil {
 		flags |= unix.CLONE_NEWPID
 	}
@@ -141,8 +157,8 @@ func joinNamespaces(ns launchspec.Namespaces) error {
 			return err
 		}
 	}
-	if ns.PIDOf == nil || ns.HostPID {
-		return nil
+	if ns.PIDOf == nil || ns.HostPID || ns.User != nil {
+		return nil // with a user namespace it is joined from inside
 	}
 	return joinPIDNamespace(*ns.PIDOf)
 }

@@ -13,8 +13,16 @@ import (
 
 // stdio holds the three streams, opened in the host's root; -1 means the container's /dev/null.
 type stdio struct {
-	fds [3]int
-	tty bool
+	fds   [3]int
+	tty   bool
+	given bool // by the launcher, to the user too
+}
+
+func (st *stage) openStdio() (*stdio, error) {
+	if st.ready != nil {
+		return &stdio{fds: st.ready.Streams, tty: st.spec.TTY, given: true}, nil
+	}
+	return openStdio(st.spec)
 }
 
 // openStdio opens the FIFOs; a terminal is made later, in the container.
@@ -70,8 +78,10 @@ func (s *stdio) install(user *user) error {
 				return fmt.Errorf("open /dev/null: %w", err)
 			}
 			fd = null
-		} else if err := unix.Fchown(fd, int(user.UID), -1); err != nil {
-			return fmt.Errorf("give stream %d to the user: %w", i, err)
+		} else if !s.given || s.tty {
+			if err := giveStream(fd, user.UID); err != nil {
+				return err
+			}
 		}
 		if err := unix.Dup3(fd, i, 0); err != nil {
 			return fmt.Errorf("install stream %d: %w", i, err)
@@ -81,6 +91,13 @@ func (s *stdio) install(user *user) error {
 		return nil
 	}
 	return controlTerminal()
+}
+
+func giveStream(fd int, user uint32) error {
+	if err := unix.Fchown(fd, int(user), -1); err != nil {
+		return fmt.Errorf("give stream to the user: %w", err)
+	}
+	return nil
 }
 
 // controlTerminal makes stdin the session's terminal.

@@ -171,6 +171,7 @@ func (a *agent) nodeOptions() node.Options {
 		Images:         a.pods.images.List,
 		Checks:         a.checks(),
 		Conditions:     a.conditions,
+		UserNamespaces: a.noUserNamespaces() == "",
 		Event:          func(kind, reason, message string) { a.recorder.Event(a.nodeReference(), kind, reason, message) },
 		Log:            a.log,
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/vk-metal/vk-metal/internal/logs"
 	"github.com/vk-metal/vk-metal/internal/paths"
 	"github.com/vk-metal/vk-metal/internal/poddefaults"
+	"github.com/vk-metal/vk-metal/internal/sandbox"
 	"github.com/vk-metal/vk-metal/internal/seccomp"
 	"github.com/vk-metal/vk-metal/provider/podplan"
 )
@@ -125,6 +126,9 @@ func planInputs(layout paths.Layout, pod *corev1.Pod) podplan.PodInputs {
 	}
 	if !pod.Spec.HostNetwork {
 		in.NetNS = layout.Namespace(uid, "net")
+	}
+	if podplan.OwnUsers(pod) {
+		in.Users = &podplan.PodUsers{Path: layout.Namespace(uid, "user"), Size: sandbox.IDsPerPod}
 	}
 	for _, volume := range pod.Spec.Volumes {
 		in.Volumes[volume.Name] = podplan.Volume{Path: layout.PodLib(uid) + "/volumes/" + volume.Name}

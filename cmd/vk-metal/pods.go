@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/informers"
+	"k8s.io/component-base/metrics/legacyregistry"
 
 	"github.com/vk-metal/vk-metal/hostgw"
 	"github.com/vk-metal/vk-metal/internal/apparmor"
@@ -103,13 +104,16 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 			MemoryCapacity: a.nodeOptions().Host.Meminfo()["MemTotal"], Allocatable: allocatable, Self: a.self,
 			AppArmor: armor.Enabled(), SELinux: hostHas("/sys/fs/selinux/enforce", ""),
 			Seccomp: seccomp.HostOf(runtime.GOARCH, kernelRelease()), SeccompDefault: a.cfg.SeccompDefault,
-			HugePages:     hugePageSizes(a.nodeOptions().Host),
+			NoUserNamespaces: a.noUserNamespaces(), HugePages: hugePageSizes(a.nodeOptions().Host),
 			UnsafeSysctls: a.cfg.AllowedUnsafeSysctls, Pressure: a.pressure, PodPidsLimit: uint64(max(0, a.cfg.PodPidsLimit)),
 		},
 		StepHook: stepHook(),
 	}))
 	if err != nil {
 		return nil, err
+	}
+	for _, collector := range a.pods.provider.Collectors() {
+		legacyregistry.RawMustRegister(collector)
 	}
 	a.newImageGC()
 	a.newEvictor(ctx)

@@ -176,6 +176,10 @@ type Device struct {
 // Namespaces are joined by path; an empty path makes a new one, the Host flags keep
 // the host's. The cgroup and mount namespaces are always new.
 type Namespaces struct {
+	// User is the pod's user namespace, nil for the host's. Net and IPC belong to it then,
+	// and so do the namespaces that are made.
+	User *UserNamespace `json:"user,omitempty"`
+
 	Net string `json:"net,omitempty"`
 	IPC string `json:"ipc,omitempty"`
 	// PIDOf is the unit whose PID namespace is joined: a pod's pause process, or an
@@ -185,6 +189,14 @@ type Namespaces struct {
 	HostIPC bool         `json:"hostIPC,omitempty"`
 	HostPID bool         `json:"hostPID,omitempty"`
 	HostUTS bool         `json:"hostUTS,omitempty"`
+}
+
+// UserNamespace maps the IDs 0 to Size-1 of a pod to the host's from First on, users and
+// groups alike.
+type UserNamespace struct {
+	Path  string `json:"path"`
+	First uint32 `json:"first"`
+	Size  uint32 `json:"size"`
 }
 
 // UnitProcess is the main process of another unit in the same slice. The number alone
@@ -238,6 +250,8 @@ type Process struct {
 	GID       uint32   `json:"gid"`
 	Groups    []uint32 `json:"groups,omitempty"`
 	Home      string   `json:"home"`
+	// Rlimits are those that the unit gave it; `exec` has the same.
+	Rlimits []Rlimit `json:"rlimits,omitempty"`
 }
 
 // ExecMessage is what `vk-metal-launch exec` tells the agent, in this order: the PID to be

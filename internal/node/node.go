@@ -40,6 +40,8 @@ type Options struct {
 	SystemdVersion func(context.Context) string
 	// Checks must pass for the node to be Ready.
 	Checks []Check
+	// UserNamespaces says that pods may have their own.
+	UserNamespaces bool
 	// Images lists what is present; may be nil.
 	Images func(context.Context) ([]corev1.ContainerImage, error)
 	// Conditions are further conditions of our own; may be nil.

@@ -47,16 +47,16 @@ func (n *Node) observe(ctx context.Context, before []corev1.NodeCondition) (*cor
 			DaemonEndpoints: corev1.NodeDaemonEndpoints{KubeletEndpoint: corev1.DaemonEndpoint{Port: int32(n.o.Port)}},
 			NodeInfo:        n.o.Host.Info(n.o.SystemdVersion(ctx)),
 			Images:          n.images(ctx),
-			RuntimeHandlers: runtimeHandlers(),
+			RuntimeHandlers: n.runtimeHandlers(),
 			Features:        &corev1.NodeFeatures{SupplementalGroupsPolicy: new(true)},
 		},
 	}, nil
 }
 
 // runtimeHandlers is the one that there is, of pods without a RuntimeClass.
-func runtimeHandlers() []corev1.NodeRuntimeHandler {
+func (n *Node) runtimeHandlers() []corev1.NodeRuntimeHandler {
 	return []corev1.NodeRuntimeHandler{{
-		Features: &corev1.NodeRuntimeHandlerFeatures{RecursiveReadOnlyMounts: new(true), UserNamespaces: new(false)},
+		Features: &corev1.NodeRuntimeHandlerFeatures{RecursiveReadOnlyMounts: new(true), UserNamespaces: new(n.o.UserNamespaces)},
 	}}
 }
 

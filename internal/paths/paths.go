@@ -52,6 +52,9 @@ func (l Layout) ErrorRecord(uid, container string, attempt int) string {
 // Namespace is where a namespace of the pod is bound ("net", "ipc").
 func (l Layout) Namespace(uid, kind string) string { return filepath.Join(l.PodRun(uid), "ns", kind) }
 
+// UserIDs holds the claims of pods on the host's user and group IDs.
+func (l Layout) UserIDs() string { return filepath.Join(l.Run, "user-ids") }
+
 // LogStreams is the directory that the log writer watches: one sub-directory per
 // attempt (see cmd/vk-metal-log).
 func (l Layout) LogStreams() string { return filepath.Join(l.Run, "log-streams") }

@@ -1,9 +1,10 @@
 //go:build linux
 
 // Package sandbox makes what a pod's containers share besides the network: the IPC
-// namespace and /dev/shm. Both are mounts below the pod's directory in /run, so they
-// live through agent restarts and end with the machine. It must not know containers,
-// units or the API.
+// namespace and /dev/shm, and the user namespace of pods that have one of their own, with
+// the network namespace that belongs to it. All are mounts below the pod's directory in
+// /run, so they live through agent restarts and end with the machine. It must not know
+// containers, units or the API.
 package sandbox
 
 import (
@@ -15,6 +16,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -25,21 +27,44 @@ import (
 const DefaultShmSize = 64 << 20
 
 // Manager makes and removes sandboxes.
-type Manager struct{ layout paths.Layout }
+type Manager struct {
+	layout paths.Layout
+
+	claims    sync.Mutex // guards the claims of IDs, which are files
+	nextClaim int
+	maxClaims int
+}
 
 // New makes a Manager; it touches nothing.
-func New(layout paths.Layout) *Manager { return &Manager{layout} }
+func New(layout paths.Layout) *Manager { return &Manager{layout: layout, maxClaims: maxClaims} }
 
-// Paths of one pod's sandbox.
-type Paths struct{ IPC, Shm string }
+// Paths of one pod's sandbox. Users is nil where the pod has the host's.
+type Paths struct {
+	IPC, Shm string
+	Users    *Users
+}
 
-// Ensure makes the pod's IPC namespace and its /dev/shm of size bytes (0: the default), or
-// finds them again; a half-made sandbox is completed.
-func (m *Manager) Ensure(ctx context.Context, podUID string, size int64) (Paths, error) {
+// Options of one pod's sandbox.
+type Options struct {
+	ShmSize int64 // bytes of /dev/shm; 0 takes DefaultShmSize
+	// Users asks for a user namespace. The pod's network namespace is made with it: nothing
+	// else may have made one before.
+	Users bool
+}
+
+// Ensure makes the pod's IPC namespace, its /dev/shm and what else o asks for, or finds them
+// again; a half-made sandbox is completed.
+func (m *Manager) Ensure(ctx context.Context, podUID string, o Options) (Paths, error) {
 	if err := ctx.Err(); err != nil {
 		return Paths{}, err
 	}
-	p := m.paths(podUID)
+	p, size := m.paths(podUID), o.ShmSize
+	if o.Users {
+		var err error
+		if p.Users, err = m.ensureUsers(podUID); err != nil {
+			return Paths{}, fmt.Errorf("make user namespace of pod %s: %w", podUID, err)
+		}
+	}
 	if err := ensureNamespace(p.IPC); err != nil {
 		return Paths{}, fmt.Errorf("make ipc namespace of pod %s: %w", podUID, err)
 	}
@@ -55,7 +80,11 @@ func (m *Manager) Ensure(ctx context.Context, podUID string, size int64) (Paths,
 // Remove undoes Ensure; it is idempotent and safe without it.
 func (m *Manager) Remove(_ context.Context, podUID string) error {
 	p := m.paths(podUID)
-	if err := errors.Join(unmount(p.IPC, os.Remove), unmount(p.Shm, os.Remove)); err != nil {
+	err := errors.Join(unmount(p.IPC, os.Remove), unmount(p.Shm, os.Remove), unmount(m.layout.Namespace(podUID, "user"), os.Remove))
+	if err == nil {
+		err = m.release(podUID)
+	}
+	if err != nil {
 		return fmt.Errorf("remove sandbox of pod %s: %w", podUID, err)
 	}
 	return nil

@@ -19,7 +19,7 @@ func TestSandboxIsMadeOnceAndRemoved(t *testing.T) {
 	if err := m.Remove(t.Context(), "u1"); err != nil {
 		t.Fatalf("Remove without Ensure: %v", err)
 	}
-	first, err := m.Ensure(t.Context(), "u1", 1<<20)
+	first, err := m.Ensure(t.Context(), "u1", Options{ShmSize: 1 << 20})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -34,7 +34,7 @@ func TestSandboxIsMadeOnceAndRemoved(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(first.Shm, "kept"), nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := m.Ensure(t.Context(), "u1", 1<<20); err != nil {
+	if _, err := m.Ensure(t.Context(), "u1", Options{ShmSize: 1 << 20}); err != nil {
 		t.Fatal(err)
 	}
 	if inode(t, first.IPC) != before {

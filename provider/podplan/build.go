@@ -27,6 +27,9 @@ func Build(pod *corev1.Pod, c Container, start Start, in PodInputs, cin Containe
 	if err != nil {
 		return Launch{}, err
 	}
+	if err := checkUsers(pod, in, cin.Image); err != nil {
+		return Launch{}, err
+	}
 	user, err := userOf(pod, c, cin.Image)
 	if err != nil {
 		return Launch{}, err
@@ -239,7 +242,7 @@ func rootOf(pod *corev1.Pod, c Container, attempt int, in PodInputs, image Image
 func namespaces(pod *corev1.Pod, in PodInputs, cin ContainerInputs) launchspec.Namespaces {
 	ns := launchspec.Namespaces{
 		HostNet: pod.Spec.HostNetwork, HostIPC: pod.Spec.HostIPC, HostPID: pod.Spec.HostPID,
-		HostUTS: pod.Spec.HostNetwork,
+		HostUTS: pod.Spec.HostNetwork, User: in.Users,
 	}
 	if !ns.HostPID {
 		ns.PIDOf = cin.PIDOf

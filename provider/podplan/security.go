@@ -52,7 +52,9 @@ func secure(spec *launchspec.Spec, c Container) {
 		spec.Privileged, spec.Capabilities = true, allCapabilities
 		return
 	}
-	spec.MaskedPaths, spec.ReadonlyPaths = maskedPaths, readonlyPaths
+	if !unmaskedProc(c) { // else nothing of /proc and /sys is hidden, as under a kubelet
+		spec.MaskedPaths, spec.ReadonlyPaths = maskedPaths, readonlyPaths
+	}
 	spec.NoNewPrivileges = sc != nil && sc.AllowPrivilegeEscalation != nil && !*sc.AllowPrivilegeEscalation
 }
 

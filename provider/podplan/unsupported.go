@@ -31,6 +31,8 @@ type Policy struct {
 	AppArmor, SELinux bool
 	// HugePages says that the node can limit huge pages.
 	HugePages bool
+	// NoUserNamespaces is why the host cannot give pods user namespaces, empty where it can.
+	NoUserNamespaces string
 }
 
 const notYet = "not supported by this version of vk-metal"
@@ -41,7 +43,6 @@ var podRules = []struct {
 	reason  string
 	refused func(*corev1.PodSpec) bool
 }{
-	{"spec.hostUsers", notYet, func(s *corev1.PodSpec) bool { return s.HostUsers != nil && !*s.HostUsers }},
 	{"spec.runtimeClassName", notYet, func(s *corev1.PodSpec) bool { return s.RuntimeClassName != nil && *s.RuntimeClassName != "" }},
 	{"spec.resourceClaims", notYet, func(s *corev1.PodSpec) bool { return len(s.ResourceClaims) > 0 }},
 }
@@ -51,10 +52,6 @@ var containerRules = []struct {
 	reason  string
 	refused func(*corev1.PodSpec, Container) bool
 }{
-	{"securityContext.procMount", "Unmasked needs hostUsers: false, which is " + notYet, func(_ *corev1.PodSpec, c Container) bool {
-		pm := containerContext(c).ProcMount
-		return pm != nil && *pm == corev1.UnmaskedProcMount
-	}},
 	{"restartPolicyRules", "action RestartAllContainers is an alpha feature, off in Kubernetes 1.35, and " + notYet, func(_ *corev1.PodSpec, c Container) bool {
 		return slices.ContainsFunc(c.RestartPolicyRules, func(r corev1.ContainerRestartRule) bool {
 			return r.Action != corev1.ContainerRestartRuleActionRestart
@@ -67,7 +64,7 @@ var containerRules = []struct {
 
 // Refusals lists what of the pod cannot be honoured on this node.
 func Refusals(pod *corev1.Pod, policy Policy) []Refusal {
-	refusals := append(append(admission(pod, policy), hostSecurity(pod, policy)...), linesOf(pod)...)
+	refusals := slices.Concat(admission(pod, policy), hostSecurity(pod, policy), linesOf(pod), usersRefused(pod, policy))
 	for _, rule := range podRules {
 		if rule.refused(&pod.Spec) {
 			refusals = append(refusals, Refusal{Field: rule.field, Reason: rule.reason})
