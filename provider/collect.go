@@ -214,6 +214,18 @@ func (p *Provider) qosSlices(ctx context.Context) error {
 	}
 }
 
+// podsResources are those of all pods together.
+func (p *Provider) podsResources() systemd.Resources {
+	r := systemd.Resources{CPUShares: p.podsShares()}
+	if n := p.deps.Node.PodsMemory; n > 0 {
+		r.MemoryMax = &n
+	}
+	if n := p.deps.Node.PodsTasks; n > 0 {
+		r.TasksMax = &n
+	}
+	return r
+}
+
 // podsShares weighs all pods together by the processors that they may have, against
 // the server's own services, as the kubelet does; nil while that is not known.
 func (p *Provider) podsShares() *uint64 {
@@ -240,7 +252,7 @@ func (p *Provider) wantedQOS() []systemd.Slice {
 	}
 	burstable, least := podplan.Shares(milli), podplan.Shares(0)
 	return []systemd.Slice{
-		{Name: podplan.SliceRoot, Description: "Kubernetes pods", Resources: systemd.Resources{CPUShares: p.podsShares()}},
+		{Name: podplan.SliceRoot, Description: "Kubernetes pods", Resources: p.podsResources()},
 		{Name: podplan.SliceBurstable, Description: "Kubernetes pods (burstable)", Resources: systemd.Resources{CPUShares: &burstable}},
 		{Name: podplan.SliceBestEffort, Description: "Kubernetes pods (best effort)", Resources: systemd.Resources{CPUShares: &least}},
 	}

@@ -93,6 +93,8 @@ type NodeFacts struct {
 	Self func() *corev1.Node
 	// HugePages are the sizes (hugepages-2Mi) that the node has pages of and can limit.
 	HugePages []corev1.ResourceName
+	// PodsMemory (bytes) and PodsTasks limit all pods together; 0 means no limit.
+	PodsMemory, PodsTasks uint64
 	// PodPidsLimit is TasksMax of every pod's slice; 0 means none.
 	PodPidsLimit uint64
 	// UnsafeSysctls are the sysctls (or prefixes ending in *) that pods may set besides

@@ -94,6 +94,7 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 	a.pods.probes = prometheus.NewRegistry()
 	prober := probes.New(execProber{a.pods.systemd, a.g.layout}, probes.WithRegistry(a.pods.probes))
 	armor := apparmor.New(apparmor.Options{})
+	podsMemory, podsTasks := a.nodeOptions().Host.PodLimits(a.cfg.Reserved())
 	a.pods.provider, err = provider.New(mutate(provider.Deps{
 		NodeName: a.name, Client: a.client, Layout: a.g.layout,
 		Runtime: a.pods.systemd, Executor: a.pods.systemd, Usage: a.pods.systemd, Network: a.pods.network, Policy: a.admission(), Readiness: a.readiness(), Images: a.pods.images,
@@ -103,6 +104,7 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 		Node: provider.NodeFacts{
 			MemoryCapacity: a.nodeOptions().Host.Meminfo()["MemTotal"], Allocatable: allocatable, Self: a.self,
 			AppArmor: armor.Enabled(), SELinux: hostHas("/sys/fs/selinux/enforce", ""),
+			PodsMemory: podsMemory, PodsTasks: podsTasks,
 			Seccomp: seccomp.HostOf(runtime.GOARCH, kernelRelease()), SeccompDefault: a.cfg.SeccompDefault,
 			NoUserNamespaces: a.noUserNamespaces(), HugePages: hugePageSizes(a.nodeOptions().Host),
 			UnsafeSysctls: a.cfg.AllowedUnsafeSysctls, Pressure: a.pressure, PodPidsLimit: uint64(max(0, a.cfg.PodPidsLimit)),
