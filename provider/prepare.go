@@ -50,8 +50,9 @@ func (w *worker) prepare(pod *corev1.Pod) (shared, error) {
 		network = w.network(pod)
 	}
 	vols := w.begin(opVolumes, 500*time.Millisecond, func(ctx context.Context) (any, error) { return w.prepareVolumes(ctx, pod) })
-	w.sandboxEvents(pod, slice, network, private, vols)
-	if !slice.done || !network.done || !private.done || !vols.done {
+	handler := w.runtimeHandler(pod)
+	w.sandboxEvents(pod, vols, slice, network, private, handler)
+	if !handler.done || !slice.done || !network.done || !private.done || !vols.done {
 		return s, nil
 	}
 	address := network.value.(netns.PodAddress)
@@ -62,7 +63,7 @@ func (w *worker) prepare(pod *corev1.Pod) (shared, error) {
 		return s, err
 	}
 	s.in = podplan.PodInputs{
-		Layout: p.deps.Layout, NetNS: address.Path, IPC: paths.IPC, Shm: paths.Shm, Users: planUsers(paths.Users),
+		Layout: p.deps.Layout, NetNS: address.Path, IPC: paths.IPC, Shm: paths.Shm, Users: planUsers(paths.Users), Handler: handler.value.(string),
 		Hosts: files.hosts, ResolvConf: files.resolv, HostnameFile: files.hostname, Hostname: files.name,
 		Volumes:        planVolumes(vols.value.(map[string]volumes.Mounted)),
 		MemoryCapacity: p.deps.Node.MemoryCapacity, PodPidsLimit: p.deps.Node.PodPidsLimit,
@@ -187,8 +188,8 @@ func planVolumes(mounted map[string]volumes.Mounted) map[string]podplan.Volume {
 }
 
 // sandboxEvents says once per kind and text what holds the pod back.
-func (w *worker) sandboxEvents(pod *corev1.Pod, slice, network, private, vols *op) {
-	for _, o := range []*op{slice, network, private} {
+func (w *worker) sandboxEvents(pod *corev1.Pod, vols *op, others ...*op) {
+	for _, o := range others {
 		if o.err != nil {
 			w.event(pod, nil, corev1.EventTypeWarning, "FailedCreatePodSandBox", "Failed to create pod sandbox: "+o.err.Error())
 		}

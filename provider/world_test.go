@@ -33,6 +33,7 @@ import (
 	"github.com/vk-metal/vk-metal/internal/launchspec"
 	"github.com/vk-metal/vk-metal/internal/paths"
 	"github.com/vk-metal/vk-metal/internal/sandbox"
+	"github.com/vk-metal/vk-metal/internal/seccomp"
 	"github.com/vk-metal/vk-metal/internal/staticpods"
 	"github.com/vk-metal/vk-metal/internal/volumes"
 	"github.com/vk-metal/vk-metal/netns"
@@ -159,6 +160,7 @@ func (w *world) boot(dieAt string) *agent {
 		Static:  w.readManifests,
 		HostIPs: func() []string { return []string{"192.0.2.1"} }, StepHook: a.step,
 		Node: NodeFacts{
+			Seccomp:     seccomp.HostOf("amd64", "6.1"),
 			Allocatable: func() corev1.ResourceList { return w.allocatable },
 			Self:        func() *corev1.Node { return &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "node-1"}} },
 		},

@@ -740,3 +740,15 @@ func TestMachineDevices(t *testing.T) {
 		t.Errorf("own device: %q", got)
 	}
 }
+
+// TestMachineStrict: a strict unit's container starts and cannot do what the filters forbid.
+func TestMachineStrict(t *testing.T) {
+	m := newMachine(t)
+	script := `echo runs; grep -c '^Seccomp:.2' /proc/self/status; cp /bin/busybox /tmp/b && chmod u+s /tmp/b 2>/dev/null && echo setuid; date -s 2000-01-01 2>&1 >/dev/null | grep -o 'not permitted'`
+	if got := m.sh(script, func(a *attempt) { a.unit.Strict = true }); got != "runs\n1\nnot permitted\n" {
+		t.Errorf("strict: %q", got)
+	}
+	if got := m.sh(script, nil); got != "runs\n0\nsetuid\nnot permitted\n" {
+		t.Errorf("plain: %q", got)
+	}
+}

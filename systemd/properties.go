@@ -94,6 +94,7 @@ func unitProperties(unit Unit, launcher string, version cgroupVersion) ([]proper
 		prop("TasksAccounting", true),
 	}
 	props = append(props, deviceProperties(unit)...)
+	props = append(props, strictProperties(unit)...)
 	props = append(props, containerDefaults(unit.Resources, version)...)
 	props = append(props, resourceProperties(unit.Resources, version)...)
 	// At shutdown the log writer stops last, when all has been written.

@@ -215,3 +215,28 @@ func TestSliceGroup(t *testing.T) {
 		t.Error("a service is taken for a slice")
 	}
 }
+
+// TestStrictProperties: they are added to a strict unit alone.
+func TestStrictProperties(t *testing.T) {
+	names := func(unit Unit) map[string]bool {
+		props, err := unitProperties(unit, "/launch", cgroupV2)
+		if err != nil {
+			t.Fatal(err)
+		}
+		out := map[string]bool{}
+		for _, p := range props {
+			out[p.Name] = true
+		}
+		return out
+	}
+	plain, strict := baseUnit(), baseUnit()
+	strict.Strict = true
+	for _, p := range strictProperties(strict) {
+		if names(plain)[p.Name] || !names(strict)[p.Name] {
+			t.Errorf("%s: in a plain unit %v, in a strict one %v", p.Name, names(plain)[p.Name], names(strict)[p.Name])
+		}
+	}
+	if len(names(strict)) <= len(names(plain)) {
+		t.Error("a strict unit is no stricter")
+	}
+}

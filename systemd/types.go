@@ -57,6 +57,8 @@ type Unit struct {
 	OOMScoreAdjust *int `json:"oomScoreAdjust,omitempty"`
 	// DeviceAllow: false gives the container runtime's default device list, true all devices (privileged).
 	AllDevices bool `json:"allDevices,omitempty"`
+	// Strict adds what systemd has to confine services with and a container can live with.
+	Strict bool `json:"strict,omitempty"`
 	// DeviceAllow adds devices to the default list.
 	DeviceAllow []DeviceRule `json:"deviceAllow,omitempty"`
 	// StopTimeout is how long systemd itself waits between TERM and KILL when it stops the

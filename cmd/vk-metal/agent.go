@@ -25,6 +25,7 @@ import (
 	"github.com/vk-metal/vk-metal/internal/policy"
 	"github.com/vk-metal/vk-metal/internal/services"
 	"github.com/vk-metal/vk-metal/internal/task"
+	"github.com/vk-metal/vk-metal/provider/podplan"
 )
 
 // agent joins the parts. Its fields are set in the order of the methods below.
@@ -171,6 +172,7 @@ func (a *agent) nodeOptions() node.Options {
 		Images:         a.pods.images.List,
 		Checks:         a.checks(),
 		Conditions:     a.conditions,
+		Handlers:       podplan.Handlers(),
 		UserNamespaces: a.noUserNamespaces() == "",
 		Event:          func(kind, reason, message string) { a.recorder.Event(a.nodeReference(), kind, reason, message) },
 		Log:            a.log,

@@ -127,6 +127,9 @@ func planInputs(layout paths.Layout, pod *corev1.Pod) podplan.PodInputs {
 	if !pod.Spec.HostNetwork {
 		in.NetNS = layout.Namespace(uid, "net")
 	}
+	if class := pod.Spec.RuntimeClassName; class != nil && podplan.KnownHandler(*class) {
+		in.Handler = *class // the class itself is the API server's: its handler may be called otherwise
+	}
 	if podplan.OwnUsers(pod) {
 		in.Users = &podplan.PodUsers{Path: layout.Namespace(uid, "user"), Size: sandbox.IDsPerPod}
 	}

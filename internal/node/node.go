@@ -40,6 +40,8 @@ type Options struct {
 	SystemdVersion func(context.Context) string
 	// Checks must pass for the node to be Ready.
 	Checks []Check
+	// Handlers are the runtime handlers, the default one's empty name among them.
+	Handlers []string
 	// UserNamespaces says that pods may have their own.
 	UserNamespaces bool
 	// Images lists what is present; may be nil.

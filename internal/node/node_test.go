@@ -142,6 +142,7 @@ func TestNodeAgainstAPIServer(t *testing.T) {
 	var broken atomic.Bool
 	var events sync.Map
 	n, err := New(t.Context(), Options{
+		Handlers: []string{"", "strict"}, UserNamespaces: true,
 		Name: "metal-1", Client: client, Host: Host{Root: "/", Storage: "/", Images: "/"},
 		Labels: map[string]string{"example.com/rack": "r1"}, MaxPods: 110, Port: 10250,
 		Taints:         []corev1.Taint{{Key: "new", Effect: corev1.TaintEffectNoSchedule}},
@@ -201,7 +202,7 @@ func TestNodeAgainstAPIServer(t *testing.T) {
 			t.Errorf("no event %s", reason)
 		}
 	}
-	if h := first.Status.RuntimeHandlers; len(h) != 1 || !*h[0].Features.RecursiveReadOnlyMounts || !*first.Status.Features.SupplementalGroupsPolicy {
+	if h := first.Status.RuntimeHandlers; len(h) != 2 || h[0].Name != "" || h[1].Name != "strict" || !*h[1].Features.RecursiveReadOnlyMounts || !*h[1].Features.UserNamespaces || !*first.Status.Features.SupplementalGroupsPolicy {
 		t.Errorf("runtime handlers %+v, features %+v", h, first.Status.Features)
 	}
 	addrs.Store(&[]netip.Addr{netip.MustParseAddr("192.0.2.9"), netip.MustParseAddr("2001:db8::9")})

@@ -53,11 +53,16 @@ func (n *Node) observe(ctx context.Context, before []corev1.NodeCondition) (*cor
 	}, nil
 }
 
-// runtimeHandlers is the one that there is, of pods without a RuntimeClass.
+// runtimeHandlers are those of pods without a RuntimeClass and of pods with one.
 func (n *Node) runtimeHandlers() []corev1.NodeRuntimeHandler {
-	return []corev1.NodeRuntimeHandler{{
-		Features: &corev1.NodeRuntimeHandlerFeatures{RecursiveReadOnlyMounts: new(true), UserNamespaces: new(n.o.UserNamespaces)},
-	}}
+	var handlers []corev1.NodeRuntimeHandler
+	for _, name := range n.o.Handlers {
+		handlers = append(handlers, corev1.NodeRuntimeHandler{
+			Name:     name,
+			Features: &corev1.NodeRuntimeHandlerFeatures{RecursiveReadOnlyMounts: new(true), UserNamespaces: new(n.o.UserNamespaces)},
+		})
+	}
+	return handlers
 }
 
 func (n *Node) labels() map[string]string {

@@ -27,6 +27,9 @@ func Build(pod *corev1.Pod, c Container, start Start, in PodInputs, cin Containe
 	if err != nil {
 		return Launch{}, err
 	}
+	if err := checkStrict(pod, c, in); err != nil {
+		return Launch{}, err
+	}
 	if err := checkUsers(pod, in, cin.Image); err != nil {
 		return Launch{}, err
 	}
@@ -58,6 +61,7 @@ func Build(pod *corev1.Pod, c Container, start Start, in PodInputs, cin Containe
 	}
 	spec.AppArmor, spec.HugePages = cin.AppArmor, hugePages(pod, c, in.HugePages)
 	secure(&spec, c)
+	tighten(&spec, c, in)
 	if err := confine(&spec, pod, c, in, cin); err != nil {
 		return Launch{}, err
 	}
@@ -82,6 +86,7 @@ func unitOf(pod *corev1.Pod, c Container, start Start, in PodInputs, cin Contain
 		ExitRecord:     in.Layout.ExitRecord(uid, c.Name, start.Attempt),
 		OOMScoreAdjust: adjust,
 		AllDevices:     privileged(c),
+		Strict:         in.Handler == StrictHandler,
 	}
 	unit.After = startsAfter(pod, c, start.Sandbox)
 	unit.StopTimeout = shutdownGrace(pod)

@@ -16,6 +16,8 @@ type PodInputs struct {
 	NetNS string `json:"netNS,omitempty"`
 	IPC   string `json:"ipc,omitempty"`
 	Shm   string `json:"shm,omitempty"`
+	// Handler is the runtime handler of the pod's RuntimeClass.
+	Handler string `json:"handler,omitempty"`
 	// Users is the pod's user namespace, nil where it has the host's.
 	Users *PodUsers `json:"users,omitempty"`
 	// Hosts, ResolvConf and HostnameFile are the pod's files for /etc.

@@ -113,9 +113,7 @@ func TestStringsThatExecveCannotTake(t *testing.T) {
 }
 
 func TestEveryRefusedFieldIsNamed(t *testing.T) {
-	name := "special"
 	for field, change := range map[string]func(*corev1.Pod){
-		"spec.runtimeClassName": func(p *corev1.Pod) { p.Spec.RuntimeClassName = &name },
 		"spec.securityContext.sysctls[0]": func(p *corev1.Pod) {
 			p.Spec.SecurityContext = &corev1.PodSecurityContext{Sysctls: []corev1.Sysctl{{Name: "kernel.panic"}}}
 		},

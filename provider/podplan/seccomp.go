@@ -46,7 +46,7 @@ func confine(spec *launchspec.Spec, pod *corev1.Pod, c Container, in PodInputs, 
 	switch {
 	case privileged(c):
 		return nil
-	case wanted == nil && in.SeccompDefault, wanted != nil && wanted.Type == corev1.SeccompProfileTypeRuntimeDefault:
+	case wanted == nil && (in.SeccompDefault || in.Handler == StrictHandler), wanted != nil && wanted.Type == corev1.SeccompProfileTypeRuntimeDefault:
 		profile = seccomp.Default()
 	case wanted == nil || wanted.Type == corev1.SeccompProfileTypeUnconfined:
 		return nil

@@ -74,7 +74,11 @@ func unknownCapability(sc *corev1.SecurityContext) string {
 
 // capabilities applies add and drop in containerd's order: ALL first, single names after.
 func capabilities(sc *corev1.SecurityContext) []string {
-	caps := slices.Clone(defaultCapabilities)
+	return capabilitiesFrom(defaultCapabilities, sc)
+}
+
+func capabilitiesFrom(base []string, sc *corev1.SecurityContext) []string {
+	caps := slices.Clone(base)
 	if sc == nil || sc.Capabilities == nil {
 		return caps
 	}

@@ -43,7 +43,6 @@ var podRules = []struct {
 	reason  string
 	refused func(*corev1.PodSpec) bool
 }{
-	{"spec.runtimeClassName", notYet, func(s *corev1.PodSpec) bool { return s.RuntimeClassName != nil && *s.RuntimeClassName != "" }},
 	{"spec.resourceClaims", notYet, func(s *corev1.PodSpec) bool { return len(s.ResourceClaims) > 0 }},
 }
 
