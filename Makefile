@@ -69,11 +69,15 @@ demo-down: ## remove the demo and everything that it made on this host
 .PHONY: e2e
 e2e: ## boot a cluster of machines and run the end-to-end tests on it (root; RUN=regexp)
 	@tests/prepare
-	@cd tests && VK_METAL_E2E=1 VK_METAL_E2E_MORE=$(VK_METAL_E2E_MORE) go test -count=1 -v -timeout 60m -run '$(RUN)' ./e2e
+	@cd tests && VK_METAL_E2E=1 VK_METAL_E2E_MORE=$(VK_METAL_E2E_MORE) VK_METAL_HOSTILE=$(VK_METAL_HOSTILE) go test -count=1 -v -timeout 60m -run '$(RUN)' ./e2e
 
 .PHONY: e2e-more
 e2e-more: ## run the end-to-end tests that CI does not run yet, too (root; RUN=regexp)
 	@$(MAKE) --no-print-directory e2e VK_METAL_E2E_MORE=1 RUN='$(RUN)'
+
+.PHONY: hostile
+hostile: ## pods that fork, fill, flood and open all that they can; how their neighbours fare (root)
+	@$(MAKE) --no-print-directory e2e RUN='^TestAttack$$$$' VK_METAL_HOSTILE=1
 
 .PHONY: bench
 bench: ## measure the parts, then pods on a machine against their floor (root)
