@@ -121,13 +121,13 @@ func words(name string) string {
 
 // mapped is a pod with a user namespace, whose containers are run without systemd.
 type mapped struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	users *sandbox.Users
 	spec  launchspec.Spec
 }
 
-func newMapped(t *testing.T) *mapped {
+func newMapped(t testing.TB) *mapped {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		if os.Getenv("VK_METAL_REQUIRE") == "all" {
@@ -146,7 +146,7 @@ func newMapped(t *testing.T) *mapped {
 		_ = manager.Remove(t.Context(), "u1")
 	})
 	m := &mapped{t: t, dir: t.TempDir(), users: made.Users}
-	for _, dir := range []string{"layer/tmp", "layer/etc", "layer2", "rw/upper", "rw/work", "vol", "ro"} {
+	for _, dir := range []string{"run", "layer/tmp", "layer/etc", "layer2", "rw/upper", "rw/work", "vol", "ro"} {
 		m.must(os.MkdirAll(filepath.Join(m.dir, dir), 0o755))
 	}
 	m.must(os.Chmod(m.dir, 0o700)) // nobody but the host's root gets through
@@ -214,7 +214,7 @@ func (m *mapped) start() (int, error) {
 	return pid, nil
 }
 
-func (m *mapped) specPath() string { return filepath.Join(m.dir, "launch.json") }
+func (m *mapped) specPath() string { return filepath.Join(m.dir, "run/launch.json") }
 
 // hearNotify is systemd's part: it takes the main process's number and lifts barriers.
 func hearNotify(socket int, main chan<- int) {
@@ -420,6 +420,25 @@ func TestUserNamespaceRefusals(t *testing.T) {
 			test.change(&m.spec)
 			if _, err := m.run(); err == nil || !strings.Contains(err.Error(), test.want) {
 				t.Errorf("got %v, want %q", err, test.want)
+			}
+		})
+	}
+}
+
+// BenchmarkLaunch is from the launcher's start to the workload's, without systemd.
+func BenchmarkLaunch(b *testing.B) {
+	for name, change := range map[string]func(*launchspec.Spec){
+		"own users":    func(*launchspec.Spec) {},
+		"host's users": func(s *launchspec.Spec) { s.Namespaces.User = nil },
+	} {
+		b.Run(name, func(b *testing.B) {
+			m := newMapped(b)
+			m.spec.Args[1] = []byte(waiting)
+			change(&m.spec)
+			for b.Loop() {
+				pid, err := m.start()
+				m.must(err)
+				m.must(unix.Kill(pid, unix.SIGKILL))
 			}
 		})
 	}
