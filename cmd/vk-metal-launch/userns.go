@@ -51,6 +51,11 @@ func launchMapped(spec *launchspec.Spec, child channel) (int, *handoff, error) {
 
 // bearWith gives the child its handoff and lets it be born. readonlySelf holds its program.
 func (b *birth) bearWith(ready *handoff, name string) (int, error) {
+	// The copies of us hold what is the host's: whoever may trace others in the pod's user
+	// namespace may not trace them.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return 0, fmt.Errorf("make launcher undumpable: %w", err)
+	}
 	if err := ready.give(); err != nil {
 		return 0, err
 	}
@@ -229,6 +234,9 @@ func buildMapped(ready *handoff) error {
 
 // giveStreams makes streams, which the host's root owns, the container's user's.
 func giveStreams(spec *launchspec.Spec, streams []int, user uint32) error {
+	if size := spec.Namespaces.User.Size; user >= size {
+		return fmt.Errorf("user %d is not in the user namespace, which has %d", user, size)
+	}
 	for _, fd := range streams {
 		if fd < 0 {
 			continue
