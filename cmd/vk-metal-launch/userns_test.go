@@ -410,11 +410,11 @@ func TestUserNamespaceRefusals(t *testing.T) {
 		change func(*launchspec.Spec)
 		want   string
 	}{
-		"host image": {func(s *launchspec.Spec) { s.Root = launchspec.Root{HostPath: "/"} }, "host images cannot run in a user namespace"},
-		"procfs":     {func(s *launchspec.Spec) { s.Mounts[0].Source = "/proc" }, "mount /proc on /vol: map its IDs for hostUsers: false: the file system cannot be mounted ID-mapped"},
-		"missing":    {func(s *launchspec.Spec) { s.Namespaces.User.Path += "x" }, "open user namespace"},
+		"host image":   {func(s *launchspec.Spec) { s.Root = launchspec.Root{HostPath: "/"} }, "host images cannot run in a user namespace"},
+		"procfs":       {func(s *launchspec.Spec) { s.Mounts[0].Source = "/proc" }, "mount /proc on /vol: map its IDs for hostUsers: false: the file system cannot be mounted ID-mapped"},
+		"missing":      {func(s *launchspec.Spec) { s.Namespaces.User.Path += "x" }, "open user namespace"},
 		"no such user": {func(s *launchspec.Spec) { s.User.UID = new(uint32(65536)) }, "user 65536 is not in the user namespace, which has 65536"},
-		"no program": {func(s *launchspec.Spec) { s.Args[0] = []byte("bogus") }, `exec: "bogus": executable file not found in $PATH`},
+		"no program":   {func(s *launchspec.Spec) { s.Args[0] = []byte("bogus") }, `exec: "bogus": executable file not found in $PATH`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := newMapped(t)
