@@ -125,7 +125,7 @@ func (m *Manager) claim(podUID string) (first uint32, err error) {
 		return idOf(own), err
 	}
 	draft := filepath.Join(dir, ".draft")
-	if err := os.WriteFile(draft, []byte(podUID), 0o600); err != nil {
+	if err := writeNew(draft, podUID); err != nil {
 		return 0, err
 	}
 	defer func() { err = errors.Join(err, os.Remove(draft)) }()
@@ -141,6 +141,20 @@ func (m *Manager) claim(podUID string) (first uint32, err error) {
 		return idOf(n), nil
 	}
 	return 0, fmt.Errorf("all %d ranges are taken", m.maxClaims)
+}
+
+// writeNew never writes into a file that is there: a draft that a killed call left is a claim's
+// other name.
+func writeNew(path, text string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	_, err = file.WriteString(text)
+	return errors.Join(err, file.Close())
 }
 
 func idOf(claim int) uint32 { return firstID + uint32(claim)*IDsPerPod } //nolint:gosec // below maxClaims

@@ -66,8 +66,15 @@ func TestIDsAreNeverShared(t *testing.T) {
 	if got := claim(after, "a"); got != a {
 		t.Errorf("after a restart pod a has %#x, not %#x", got, a)
 	}
+	// It was killed right after it had made the claim.
+	if err := os.Link(filepath.Join(layout.UserIDs(), "0"), filepath.Join(layout.UserIDs(), ".draft")); err != nil {
+		t.Fatal(err)
+	}
 	if c := claim(after, "c"); c == a || c == b {
 		t.Errorf("pod c has the IDs of another: %#x", c)
+	}
+	if got := claim(New(layout), "a"); got != a {
+		t.Errorf("after another's claim pod a has %#x, not %#x", got, a)
 	}
 	for range 2 {
 		if err := after.release("a"); err != nil {
