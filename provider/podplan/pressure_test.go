@@ -33,8 +33,7 @@ func TestUnderPressure(t *testing.T) {
 		"memory and disk, both requests": {pod("1Mi", toleration), both, "The node had condition: [DiskPressure MemoryPressure]. "},
 	} {
 		got := UnderPressure(tc.pod, tc.conditions)
-		switch {
-		case got == nil && tc.refused != "", got != nil && (got.Reason != tc.refused || got.Admission != "Evicted"):
+		if got == nil && tc.refused != "" || got != nil && (got.Reason != tc.refused || got.Admission != "Evicted") {
 			t.Errorf("%s: %+v, want %q", name, got, tc.refused)
 		}
 	}
