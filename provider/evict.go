@@ -33,6 +33,11 @@ func (w *worker) loadEviction() error {
 		return fmt.Errorf("read why the pod was evicted: %w", err)
 	}
 	w.evicted = rec
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.eviction == nil {
+		w.eviction = rec // whoever asks again is not the first
+	}
 	return nil
 }
 

@@ -80,6 +80,34 @@ func TestPodIsEvictedForWantOfMemory(t *testing.T) {
 	})
 }
 
+// TestNextAgentEvictsNobodyTwice: an agent that comes into an eviction goes on with it.
+func TestNextAgentEvictsNobodyTwice(t *testing.T) {
+	w := newWorld(t)
+	synctest.Test(t, func(t *testing.T) {
+		w.t = t
+		w.deaf["app"] = true
+		a := w.boot("")
+		w.create("a", requests("", 0))
+		w.until("Running", w.podIs("a", corev1.PodRunning))
+		if a.provider.Evict("uid-a", "The node was low on resource: memory. ", 20*time.Second) == nil {
+			t.Fatal("not evicted")
+		}
+		time.Sleep(5 * time.Second)
+		a.stop()
+		a = w.boot("")
+		<-a.provider.Ready()
+		synctest.Wait()
+		if list, err := a.provider.Candidates(t.Context(), pressure.MemoryAvailable); err != nil || len(list) > 0 {
+			t.Errorf("candidates %+v, %v", list, err)
+		}
+		if a.provider.Evict("uid-a", "again", time.Second) != nil {
+			t.Error("evicted twice")
+		}
+		w.until("evicted", w.podIs("a", corev1.PodFailed))
+		w.checkEvicted("a")
+	})
+}
+
 func (w *world) checkEvicted(name string) {
 	w.t.Helper()
 	pod, _ := w.get(name)
