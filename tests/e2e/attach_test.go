@@ -194,7 +194,12 @@ func TestKubectlRun(t *testing.T) {
 	reader.Close()
 	go func() { s.done <- cmd.Wait() }()
 	e.waitPod("typed", podTimeout, running)
-	s.says("", "# ")
+	e.eventually(time.Minute, func() string { // what comes before the session is not shown: ask for another prompt
+		if _, err := fmt.Fprintln(s.keyboard); err != nil || !strings.Contains(s.String(), "# ") {
+			return fmt.Sprintf("no prompt (%v): %q", err, s.String())
+		}
+		return ""
+	})
 	s.says("tty; echo sum $((40+2))", "sum 42\r\n")
 	s.says("exit 0", `pod "typed" deleted`)
 	s.ends()
