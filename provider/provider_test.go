@@ -40,6 +40,36 @@ func TestPodRunsAndIsDeleted(t *testing.T) {
 	})
 }
 
+// TestAStartIsToldAtOnce: between what a pod needs and its first report of a running
+// container there is the start alone, no other report and no question to systemd.
+func TestAStartIsToldAtOnce(t *testing.T) {
+	w := newWorld(t)
+	synctest.Test(t, func(t *testing.T) {
+		w.t = t
+		w.silent, w.slow = true, time.Second
+		w.objects["cm/ns/config"] = &corev1.ConfigMap{Data: map[string]string{"KEY": "value"}}
+		var told []string
+		w.client.PrependReactor("patch", "pods", func(action clienttesting.Action) (bool, kruntime.Object, error) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			told = append(told, string(action.(clienttesting.PatchAction).GetPatch()))
+			return false, nil, nil
+		})
+		w.boot("")
+		w.create("a", func(p *corev1.Pod) {
+			p.Spec.Containers[0].EnvFrom = []corev1.EnvFromSource{{ConfigMapRef: &corev1.ConfigMapEnvSource{
+				LocalObjectReference: corev1.LocalObjectReference{Name: "config"},
+			}}}
+		})
+		w.until("Running", w.podIs("a", corev1.PodRunning))
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		if w.gets != 0 || len(told) != 2 || !strings.Contains(told[0], "ContainerCreating") || !strings.Contains(told[1], `"phase":"Running"`) {
+			t.Errorf("systemd was asked %d times, the API was told %q", w.gets, told)
+		}
+	})
+}
+
 func TestDeafProcessIsKilledAfterGrace(t *testing.T) {
 	w := newWorld(t)
 	synctest.Test(t, func(t *testing.T) {

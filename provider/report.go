@@ -56,6 +56,9 @@ func (w *worker) report(pod *corev1.Pod, gone bool, obs podplan.Observed, d podp
 	if shown == nil || equality.Semantic.DeepEqual(shown.Status, normalize(status)) {
 		return true
 	}
+	if w.imminent && len(w.attempts) == 0 {
+		return false // the report of the start, which follows at once, says this too
+	}
 	w.renew(opStatus)
 	w.begin(opStatus, apiRetry, func(ctx context.Context) (any, error) { return nil, w.patch(ctx) })
 	return false

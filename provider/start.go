@@ -135,6 +135,7 @@ func (w *worker) inputs(pod *corev1.Pod, c podplan.Container, st podplan.Start, 
 		return none, &podplan.Waiting{Reason: podplan.CreateContainerConfigError, Message: env.err.Error()}
 	}
 	if !env.done {
+		w.imminent = w.imminent || env.running
 		return none, &podplan.Waiting{}
 	}
 	return podplan.ContainerInputs{
@@ -289,12 +290,14 @@ func (w *worker) launch(ctx context.Context, pod *corev1.Pod, c podplan.Containe
 // that nothing is known of it: it is tried again.
 func (w *worker) startUnit(ctx context.Context, a *attempt, unit systemd.Unit) (failure string, err error) {
 	w.p.ownUnit(unit.Name, w)
-	w.dirty = true
 	bounded, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	w.p.hook("start/before")
 	started, err := w.p.deps.Runtime.Start(bounded, unit)
 	w.p.hook("start/after")
+	if err != nil || started.MainPID == 0 {
+		w.dirty = true // of one that runs an event tells when it ends
+	}
 	if err != nil {
 		// What came of it is in the unit and the exit record: observe finds it.
 		if lookErr := w.lookAtUnit(ctx, a); lookErr != nil || a.exit == nil && !a.rec.Launched {

@@ -56,6 +56,7 @@ type worker struct {
 	attempts map[string][]*attempt
 	loaded   bool
 	dirty    bool        // units have to be asked
+	imminent bool        // a start waits for nothing but its environment
 	saved    *corev1.Pod // as it is on disk
 	started  time.Time
 	released bool
@@ -225,6 +226,7 @@ func (w *worker) sync(ctx context.Context) (finished bool) {
 		refused = append([]podplan.Refusal{*rejected}, refused...)
 	}
 	waiting := map[string]podplan.Waiting{}
+	w.imminent = false
 	if len(refused) > 0 && !decision.Ending {
 		decision = w.refuse(pod, refused, decision, waiting)
 	}

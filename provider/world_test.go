@@ -64,6 +64,7 @@ type world struct {
 	results  map[string]probes.Results
 	images   map[string]error
 	pulls    int
+	gets     int               // how often systemd was asked about one unit
 	pruned   int               // images that are gone between their pull and the start
 	held     int               // starts under way
 	behave   func(u *fakeUnit) // what a new process does; nil: it runs
@@ -78,6 +79,9 @@ type world struct {
 	offers      map[types.UID][]endpoints.Endpoint
 	reading     bool // slices are not known yet
 	forbidden   bool // slices are not to be seen
+	// silent keeps starts from being told of; slow is what a network, and then an object, takes.
+	silent bool
+	slow   time.Duration
 	// manifests are those of static pods; changedManifests tells the agent of the moment.
 	manifests        []*corev1.Pod
 	changedManifests func(staticpods.Set)
@@ -267,7 +271,9 @@ func (f fakeRuntime) Start(_ context.Context, unit systemd.Unit) (systemd.Starte
 	if w.behave != nil {
 		w.behave(u)
 	}
-	f.a.notify(unit.Name)
+	if !w.silent {
+		f.a.notify(unit.Name)
+	}
 	return systemd.Started{MainPID: 1, StartedAt: u.started}, nil
 }
 
@@ -374,6 +380,7 @@ func (f fakeRuntime) Get(_ context.Context, name string) (systemd.UnitState, boo
 	f.a.act()
 	f.a.w.mu.Lock()
 	defer f.a.w.mu.Unlock()
+	f.a.w.gets++
 	s, ok := f.a.w.state(name)
 	return s, ok, nil
 }
@@ -396,6 +403,7 @@ func (f fakeNetwork) Ready() error { return nil }
 func (f fakeNetwork) Setup(_ context.Context, pod netns.PodNetwork) (netns.PodAddress, error) {
 	f.a.act()
 	w := f.a.w
+	time.Sleep(w.slow)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if old, ok := w.networks[pod.PodUID]; ok {
@@ -510,6 +518,7 @@ func (fakeObjects) Register(*corev1.Pod) {}
 func (fakeObjects) Unregister(string)    {}
 
 func (f fakeObjects) ConfigMap(_ context.Context, ns, name string) (*corev1.ConfigMap, error) {
+	time.Sleep(f.a.w.slow)
 	f.a.w.mu.Lock()
 	defer f.a.w.mu.Unlock()
 	if cm, ok := f.a.w.objects["cm/"+ns+"/"+name].(*corev1.ConfigMap); ok {
