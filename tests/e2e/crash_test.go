@@ -121,6 +121,10 @@ func outage(t *testing.T) time.Duration {
 	return length
 }
 
+// watchBack is how late a node may hear of new pods after a long outage, as a kubelet:
+// client-go's reflectors ask again every 30 to 60 seconds then.
+const watchBack = time.Minute
+
 // TestAPIServerGoesAndComes: pods run on, a container that crashes is restarted by the
 // agent alone, and the API is told afterwards.
 func TestAPIServerGoesAndComes(t *testing.T) {
@@ -147,7 +151,7 @@ func TestAPIServerGoesAndComes(t *testing.T) {
 		t.Errorf("the steady pod changed:\n%s", describe(pod))
 	}
 	e.create(e.busybox("later", "exec sleep 3600"))
-	e.waitPod("later", podTimeout, running)
+	e.waitPod("later", watchBack+podTimeout, running)
 	if err := controlplane.WaitServiceAccount(e.Context(), e.c.Client, e.ns); err != nil {
 		t.Error(err)
 	}

@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -181,9 +182,36 @@ func (cp *ControlPlane) StopAPIServer(ctx context.Context, i int) error {
 	return cp.stopProcess(ctx, apiserverName(i))
 }
 
-// StartAPIServer starts the i-th API server again and waits until it is ready.
+// StartAPIServer starts the i-th API server again, unless it runs, and waits until it is
+// ready. The controllers and the scheduler, which speak to the first one, are started anew
+// with it: elsewhere they end when they lose their lease and are started by what watches
+// over them, here they would ask again up to a minute later (client-go's back-off).
 func (cp *ControlPlane) StartAPIServer(ctx context.Context, i int) error {
-	return cp.startComponent(ctx, cp.apiserver(i))
+	runs, err := cp.running(apiserverName(i))
+	if err != nil {
+		return err
+	}
+	if err := cp.startComponent(ctx, cp.apiserver(i)); err != nil || runs || i > 0 {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	for _, c := range []component{cp.controllerManager(), cp.scheduler()} {
+		group.Go(func() error {
+			if err := cp.stopProcess(ctx, c.name); err != nil {
+				return err
+			}
+			return cp.startComponent(ctx, c)
+		})
+	}
+	return group.Wait()
+}
+
+func (cp *ControlPlane) running(name string) (bool, error) {
+	process, err := cp.rig.Process(name)
+	if errors.Is(err, rig.ErrNotFound) {
+		return false, nil
+	}
+	return err == nil && process.Running(), err
 }
 
 // Stop stops everything in order: clients before servers.
