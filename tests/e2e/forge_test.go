@@ -20,6 +20,7 @@ const forgery = `MAINPID=%s\nSTATUS=forged\nSTOPPING=1`
 // forge sends the forgery to every socket that a process finds: files, also those below
 // mounts, and names of its network. It prints the sockets.
 const forge = `
+until [ -S /tmp/listener ]; do sleep 0.05; done
 for s in $(find / -path /proc -prune -o -type s -print 2>/dev/null) /run/systemd/notify \
 	/proc/1/root/run/systemd/notify /proc/self/root/run/systemd/notify $NOTIFY_SOCKET \
 	$(grep -o '@.*' /proc/net/unix); do
@@ -85,9 +86,12 @@ func TestForgedMainProcess(t *testing.T) {
 			if after := e.toldOf(pod); after != before || before == "" {
 				t.Errorf("the unit was\n%s\nand is\n%s", before, after)
 			}
-			if heard := e.exec(pod, "cat", "/tmp/heard"); !strings.Contains(heard, "MAINPID="+foreign) {
-				t.Errorf("a socket that is there heard %q", heard)
-			}
+			e.eventually(20*time.Second, func() string {
+				if heard := e.exec(pod, "cat", "/tmp/heard"); !strings.Contains(heard, "MAINPID="+foreign) {
+					return fmt.Sprintf("a socket that is there heard %q", heard)
+				}
+				return ""
+			})
 			if env := e.exec(pod, "sh", "-c", "env; ls -A /run/systemd 2>/dev/null; true"); strings.Contains(env, "NOTIFY_SOCKET") || strings.Contains(env, "notify\n") {
 				t.Errorf("the workload sees systemd: %q", env)
 			}

@@ -26,8 +26,10 @@ import (
 // the pod's loopback interface alone, several times at once and byte for byte.
 func TestPortForward(t *testing.T) {
 	e := setupMore(t)
-	e.create(e.busybox("server", "mkdir /www && head -c 3000000 /dev/urandom >/www/data && exec httpd -f -p 127.0.0.1:8081 -h /www"))
-	pod := e.waitPod("server", podTimeout, running)
+	pod := e.busybox("server", "mkdir /www && head -c 3000000 /dev/urandom >/www/data && exec httpd -f -p 127.0.0.1:8081 -h /www")
+	readyOnce(pod, "wget", "-q", "-O", "/dev/null", "http://127.0.0.1:8081/data")
+	e.create(pod)
+	pod = e.waitPod("server", podTimeout, running)
 	want := strings.Fields(e.exec(pod, "sha256sum", "/www/data"))[0]
 	ports := e.forward(pod, 8081, 9)
 	var group sync.WaitGroup
@@ -46,6 +48,13 @@ func TestPortForward(t *testing.T) {
 	again := e.forward(pod, 8081)
 	if got, err := e.hashOf(fmt.Sprintf("http://127.0.0.1:%d/data", again[8081])); err != nil || got != want {
 		t.Errorf("after a refused connection came %s, want %s (%v)", got, want, err)
+	}
+}
+
+// readyOnce makes the pod Ready when the command has succeeded in it.
+func readyOnce(pod *corev1.Pod, command ...string) {
+	pod.Spec.Containers[0].ReadinessProbe = &corev1.Probe{
+		ProbeHandler: corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: command}}, PeriodSeconds: 1, TimeoutSeconds: 10,
 	}
 }
 
@@ -134,6 +143,7 @@ func TestHostNetwork(t *testing.T) {
 	e := setupMore(t)
 	pod := e.busybox("host", "mkdir /www && hostname >/www/name && exec httpd -f -p 18081 -h /www")
 	pod.Spec.HostNetwork = true
+	readyOnce(pod, "wget", "-q", "-O", "/dev/null", "http://127.0.0.1:18081/name")
 	e.create(pod)
 	pod = e.waitPod("host", podTimeout, running)
 	machine := e.machine(pod.Spec.NodeName)
