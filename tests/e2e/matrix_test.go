@@ -46,6 +46,9 @@ func TestCrashMatrix(t *testing.T) {
 	if _, err := e.c.Client.CoreV1().ConfigMaps(e.ns).Create(e.Context(), configMap(e.ns), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := e.c.Client.CoreV1().Services(e.ns).Create(e.Context(), victims(e.ns), metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
 	steady := e.create(e.matrixPod(node, "steady", "exec sleep 3600"))
 	e.waitPod("steady", podTimeout, running)
 	for i, step := range steps {
@@ -101,6 +104,33 @@ func configMap(ns string) *corev1.ConfigMap {
 	return &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "config", Namespace: ns}, Data: map[string]string{"key": "value"}}
 }
 
+// victims is a Service that offers pods to clients: the end of those is held back.
+func victims(ns string) *corev1.Service {
+	return &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: "victims", Namespace: ns},
+		Spec:       corev1.ServiceSpec{Selector: map[string]string{"offered": "yes"}, Ports: []corev1.ServicePort{{Port: 80}}},
+	}
+}
+
+// waitOffered waits until the Service offers the pod.
+func (e *env) waitOffered(pod string) {
+	e.Helper()
+	e.eventually(time.Minute, func() string {
+		slices, err := e.c.Client.DiscoveryV1().EndpointSlices(e.ns).List(e.Context(), metav1.ListOptions{})
+		if err != nil {
+			return err.Error()
+		}
+		for _, slice := range slices.Items {
+			for _, endpoint := range slice.Endpoints {
+				if endpoint.TargetRef != nil && endpoint.TargetRef.Name == pod {
+					return ""
+				}
+			}
+		}
+		return "no Service offers pod " + pod
+	})
+}
+
 // matrixPod is a pod with an init container and volumes, whose containers write down each start.
 func (e *env) matrixPod(node, name, script string) *corev1.Pod {
 	pod := e.busybox(name, "cat /config/key >/dev/null && echo main >>/data/starts; "+script)
@@ -128,8 +158,15 @@ func (e *env) killedAt(node, step string, row int, steady *corev1.Pod) {
 	victim.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{PreStop: &corev1.LifecycleHandler{
 		Exec: &corev1.ExecAction{Command: []string{"sh", "-c", "echo stop >>/data/stops"}},
 	}}
+	held := strings.HasPrefix(step, "hold/")
+	if held {
+		victim.Labels = map[string]string{"offered": "yes"}
+	}
 	e.create(victim)
 	e.waitPod(victim.Name, podTimeout, running)
+	if held {
+		e.waitOffered(victim.Name)
+	}
 	before := e.podUnits(steady)
 	e.on(node, "sh", "-c", fmt.Sprintf("rm -f %s /run/vk-metal/starts.json; echo %s:1 >%s.new && mv %s.new %s", faultFired, step, faultFile, faultFile, faultFile))
 	begun := time.Now()
