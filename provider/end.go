@@ -30,7 +30,7 @@ func (w *worker) end(pod *corev1.Pod, gone bool, d podplan.Decision, reported bo
 	if pod.DeletionTimestamp != nil && !gone && reported {
 		w.deleteObject(pod)
 	}
-	release := w.begin("release", time.Second, func(ctx context.Context) (any, error) {
+	release := w.begin(opRelease, time.Second, func(ctx context.Context) (any, error) {
 		return nil, w.step("release", func() error { return w.p.release(ctx, pod) })
 	})
 	if release.err != nil {
@@ -62,7 +62,7 @@ func (w *worker) preparing() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for key, o := range w.ops {
-		if o.running && key != opStatus && key != opDelete && key != "release" && key != "remove" {
+		if o.running && key != opStatus && key != opDelete && key != opRelease && key != "remove" {
 			return true
 		}
 	}

@@ -25,6 +25,8 @@ const (
 	// opVolumesUpdate renders volumes again that are in use.
 	opVolumesUpdate = "volumes-update"
 	opSlice         = "slice"
+	// opRelease gives back what the pod holds.
+	opRelease = "release"
 )
 
 // shared is what all containers of the pod need; ready is false until all of it is there.

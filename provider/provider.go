@@ -203,6 +203,14 @@ func (p *Provider) all() []*worker {
 	return list
 }
 
+// RetryVolumes has every pod try at once again what it could not do with its volumes: what it
+// lacked may be there.
+func (p *Provider) RetryVolumes() {
+	for _, w := range p.all() {
+		w.retryNow(func(key string) bool { return key == opVolumes || key == opRelease })
+	}
+}
+
 func (p *Provider) ownUnit(unit string, w *worker) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -118,7 +118,7 @@ func (a *agent) parts(ctx context.Context) ([]task.Task, error) {
 		return nil, err
 	}
 	a.watcher = node.NewWatcher(node.WatchOptions{
-		Client: a.client, Name: a.name, Self: a.selfChanged, Peers: a.peersChanged, PeersError: a.peersFailed, Log: a.log,
+		Client: a.client, Name: a.name, Self: a.selfChanged, Attached: a.retryVolumes, Peers: a.peersChanged, PeersError: a.peersFailed, Log: a.log,
 	})
 	pods, err := a.podTasks(ctx)
 	if err != nil {
@@ -170,6 +170,7 @@ func (a *agent) nodeOptions() node.Options {
 		},
 		SystemdVersion: a.systemdVersion,
 		Images:         a.pods.images.List,
+		VolumesInUse:   a.volumesInUse,
 		Checks:         a.checks(),
 		Conditions:     a.conditions,
 		Handlers:       podplan.Handlers(),

@@ -15,10 +15,10 @@ import (
 
 	"github.com/vk-metal/vk-metal/hostgw"
 	"github.com/vk-metal/vk-metal/internal/apparmor"
+	"github.com/vk-metal/vk-metal/internal/csi"
 	"github.com/vk-metal/vk-metal/internal/images"
 	"github.com/vk-metal/vk-metal/internal/node"
 	"github.com/vk-metal/vk-metal/internal/objects"
-	"github.com/vk-metal/vk-metal/internal/plugins"
 	"github.com/vk-metal/vk-metal/internal/sandbox"
 	"github.com/vk-metal/vk-metal/internal/seccomp"
 	"github.com/vk-metal/vk-metal/internal/task"
@@ -37,6 +37,8 @@ type podParts struct {
 	images   *images.Manager
 	imageGC  *images.Collector
 	probes   *prometheus.Registry
+	volumes  *volumes.Manager
+	csi      *csi.Manager
 	provider *provider.Provider
 }
 
@@ -63,13 +65,14 @@ func (a *agent) openHost(ctx context.Context) (err error) {
 
 // podTasks joins the provider with its surroundings; a.node must be there.
 func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
-	if err := plugins.MakeDirs(a.g.layout); err != nil {
+	pluginTasks, err := a.newPlugins()
+	if err != nil {
 		return nil, err
 	}
 	source := objects.NewSource(ctx, a.client, objects.Options{Logger: a.log})
 	allocatable := func() corev1.ResourceList { return a.node.Latest().Status.Allocatable }
-	vols, err := volumes.NewManager(volumes.Options{
-		Layout: a.g.layout, Objects: source, Claims: volumes.APIClaims{Client: a.client}, Node: a.self, NodeAllocatable: allocatable, Logger: a.log,
+	a.pods.volumes, err = volumes.NewManager(volumes.Options{
+		Layout: a.g.layout, Objects: source, Claims: volumes.APIClaims{Client: a.client}, CSI: a.pods.csi, Node: a.self, NodeAllocatable: allocatable, Logger: a.log,
 	})
 	if err != nil {
 		return nil, err
@@ -98,7 +101,7 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 	a.pods.provider, err = provider.New(mutate(provider.Deps{
 		NodeName: a.name, Client: a.client, Layout: a.g.layout,
 		Runtime: a.pods.systemd, Executor: a.pods.systemd, Usage: a.pods.systemd, Network: a.pods.network, Policy: a.admission(), Readiness: a.readiness(), Images: a.pods.images,
-		Volumes: vols, Objects: source, Probes: prober, Logs: logStreams{a.g.layout, a.cfg.Logs}, Sandbox: sandbox.New(a.g.layout),
+		Volumes: a.pods.volumes, Objects: source, Probes: prober, Logs: logStreams{a.g.layout, a.cfg.Logs}, Sandbox: sandbox.New(a.g.layout),
 		AppArmor: armor,
 		Services: services.Lister(), Hold: hold, Static: a.staticPods, Recorder: a.recorder, Log: a.log, DNS: a.dns(), HostIPs: a.hostIPs,
 		Node: provider.NodeFacts{
@@ -150,7 +153,7 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 			ready()
 			return a.evictor.Run(ctx)
 		}),
-	}, bgpTasks...), nil
+	}, append(bgpTasks, pluginTasks...)...), nil
 }
 
 // hostHas says whether a file of the kernel is there and begins with prefix.

@@ -11,6 +11,7 @@ import (
 
 	"github.com/vk-metal/vk-metal/internal/node"
 	"github.com/vk-metal/vk-metal/internal/nodestats"
+	"github.com/vk-metal/vk-metal/internal/volumes"
 	"github.com/vk-metal/vk-metal/provider/podplan"
 	"github.com/vk-metal/vk-metal/systemd"
 )
@@ -20,6 +21,7 @@ type figures struct {
 	host    node.Host
 	systemd *systemd.Manager
 	pods    func() []*corev1.Pod
+	volumes *volumes.Manager
 }
 
 var _ nodestats.Source = figures{}
@@ -71,23 +73,46 @@ func (f figures) Pods(ctx context.Context) ([]nodestats.Pod, error) {
 	for _, uid := range order {
 		list = append(list, *pods[uid])
 	}
-	return f.startTimes(list), nil
+	f.describe(ctx, list)
+	return list, nil
 }
 
-// startTimes takes the pods' start from their status, where it is known.
-func (f figures) startTimes(list []nodestats.Pod) []nodestats.Pod {
-	started := map[string]time.Time{}
+// describe takes the pods' start from their status, where it is known, and adds their volumes.
+func (f figures) describe(ctx context.Context, list []nodestats.Pod) {
+	known := map[string]*corev1.Pod{}
 	for _, pod := range f.pods() {
-		if pod.Status.StartTime != nil {
-			started[string(pod.UID)] = pod.Status.StartTime.Time
-		}
+		known[string(pod.UID)] = pod
 	}
 	for i := range list {
-		if at, ok := started[list[i].UID]; ok {
-			list[i].StartedAt = at
+		pod := known[list[i].UID]
+		if pod == nil {
+			continue
+		}
+		if pod.Status.StartTime != nil {
+			list[i].StartedAt = pod.Status.StartTime.Time
+		}
+		for _, usage := range f.volumes.Usage(ctx, pod) {
+			list[i].Volumes = append(list[i].Volumes, volumeStats(pod, usage))
 		}
 	}
-	return list
+}
+
+func volumeStats(pod *corev1.Pod, usage volumes.Usage) statsv1alpha1.VolumeStats {
+	stats := statsv1alpha1.VolumeStats{Name: usage.Volume}
+	if usage.Claim != "" {
+		stats.PVCRef = &statsv1alpha1.PVCReference{Name: usage.Claim, Namespace: pod.Namespace}
+	}
+	stats.Time = metav1.Now()
+	for dst, value := range map[**uint64]int64{
+		&stats.AvailableBytes: usage.Available, &stats.CapacityBytes: usage.Capacity, &stats.UsedBytes: usage.Used,
+		&stats.InodesFree: usage.InodesFree, &stats.Inodes: usage.Inodes, &stats.InodesUsed: usage.InodesUsed,
+	} {
+		*dst = ptr(uint64(max(0, value)))
+	}
+	if usage.Abnormal != nil {
+		stats.VolumeHealthStats = &statsv1alpha1.VolumeHealthStats{Abnormal: *usage.Abnormal}
+	}
+	return stats
 }
 
 func (f figures) read(ctx context.Context, name string) (nodestats.Reading, error) {

@@ -46,6 +46,8 @@ type Options struct {
 	UserNamespaces bool
 	// Images lists what is present; may be nil.
 	Images func(context.Context) ([]corev1.ContainerImage, error)
+	// VolumesInUse lists attached volumes that are not to be detached; may be nil.
+	VolumesInUse func() []corev1.UniqueVolumeName
 	// Conditions are further conditions of our own; may be nil.
 	Conditions func() []corev1.NodeCondition
 	// Event tells of the Node in a kubelet's terms; may be nil. It does not block.

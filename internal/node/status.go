@@ -37,7 +37,7 @@ func (n *Node) observe(ctx context.Context, before []corev1.NodeCondition) (*cor
 	}
 	keepTransitions(metav1.Now(), before, conditions)
 	return &corev1.Node{
-		ObjectMeta: metav1.ObjectMeta{Name: n.o.Name, Labels: n.labels()},
+		ObjectMeta: metav1.ObjectMeta{Name: n.o.Name, Labels: n.labels(), Annotations: map[string]string{controllerAttaches: "true"}},
 		Spec:       corev1.NodeSpec{Taints: n.o.Taints},
 		Status: corev1.NodeStatus{
 			Capacity:        capacity,
@@ -47,10 +47,21 @@ func (n *Node) observe(ctx context.Context, before []corev1.NodeCondition) (*cor
 			DaemonEndpoints: corev1.NodeDaemonEndpoints{KubeletEndpoint: corev1.DaemonEndpoint{Port: int32(n.o.Port)}},
 			NodeInfo:        n.o.Host.Info(n.o.SystemdVersion(ctx)),
 			Images:          n.images(ctx),
+			VolumesInUse:    n.volumesInUse(),
 			RuntimeHandlers: n.runtimeHandlers(),
 			Features:        &corev1.NodeFeatures{SupplementalGroupsPolicy: new(true)},
 		},
 	}, nil
+}
+
+// controllerAttaches has the cluster's controller attach volumes to this node.
+const controllerAttaches = "volumes.kubernetes.io/controller-managed-attach-detach"
+
+func (n *Node) volumesInUse() []corev1.UniqueVolumeName {
+	if n.o.VolumesInUse == nil {
+		return nil
+	}
+	return n.o.VolumesInUse()
 }
 
 // runtimeHandlers are those of pods without a RuntimeClass and of pods with one.

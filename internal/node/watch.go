@@ -55,6 +55,8 @@ type WatchOptions struct {
 	Name   string
 	// Self gets our own Node after each change of its metadata or spec; nil when it was deleted.
 	Self func(*corev1.Node)
+	// Attached is called when the volumes that are attached to our Node have changed; may be nil.
+	Attached func()
 	// Peers gets all other Nodes, by name, after a change of what Peer holds.
 	Peers func([]Peer)
 	// PeersError gets why the others cannot be seen, and nil once they can.
@@ -144,7 +146,7 @@ func trim(obj any) (any, error) {
 	if node, ok := obj.(*corev1.Node); ok {
 		node.ManagedFields = nil
 		node.Annotations = ownAnnotations(node.Annotations)
-		node.Status = corev1.NodeStatus{Addresses: node.Status.Addresses}
+		node.Status = corev1.NodeStatus{Addresses: node.Status.Addresses, VolumesAttached: node.Status.VolumesAttached}
 	}
 	return obj, nil
 }
@@ -160,6 +162,9 @@ func (w *Watcher) self(before, after any) {
 	now, ok := after.(*corev1.Node)
 	if !ok {
 		return
+	}
+	if old, ok := before.(*corev1.Node); ok && w.o.Attached != nil && !reflect.DeepEqual(old.Status.VolumesAttached, now.Status.VolumesAttached) {
+		w.call(w.o.Attached)
 	}
 	if old, ok := before.(*corev1.Node); ok && old.UID == now.UID && reflect.DeepEqual(old.Spec, now.Spec) &&
 		reflect.DeepEqual(old.Labels, now.Labels) && reflect.DeepEqual(old.Annotations, now.Annotations) &&

@@ -39,6 +39,7 @@ type Pod struct {
 	StartedAt            time.Time
 	Reading              Reading
 	Containers           []Container
+	Volumes              []statsv1alpha1.VolumeStats
 }
 
 // Source has the present figures.
@@ -115,6 +116,7 @@ func (s *Summarizer) pod(pod *Pod) statsv1alpha1.PodStats {
 		IO:           diskIO(pod.Reading),
 		ProcessStats: &statsv1alpha1.ProcessStats{ProcessCount: &pod.Reading.Processes},
 		Containers:   []statsv1alpha1.ContainerStats{},
+		VolumeStats:  pod.Volumes,
 	}
 	for _, c := range pod.Containers {
 		// The start distinguishes attempts: their CPU clocks start anew.

@@ -61,10 +61,7 @@ func (v volume) claim(ctx context.Context) (Mounted, error) {
 	mounted, err := v.persistent(ctx, rec)
 	if err != nil {
 		failure := v.fail(field, err)
-		var at *opError
-		if errors.As(err, &at) {
-			failure.Op, failure.Err = at.op, at.err
-		}
+		failure.locate(err)
 		failure.Named = rec.PV.Name
 		return Mounted{}, failure
 	}
@@ -74,8 +71,17 @@ func (v volume) claim(ctx context.Context) (Mounted, error) {
 
 // opError says at which of the kubelet's steps err happened.
 type opError struct {
-	op  string
-	err error
+	op    string
+	err   error
+	quiet bool
+}
+
+// locate takes over at which step err happened.
+func (e *Error) locate(err error) {
+	var at *opError
+	if errors.As(err, &at) {
+		e.Op, e.Err, e.Quiet = at.op, at.err, at.quiet
+	}
 }
 
 func (e *opError) Error() string { return e.op + ": " + e.err.Error() }
@@ -85,7 +91,7 @@ func at(op string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return &opError{op, err}
+	return &opError{op: op, err: err}
 }
 
 // resolve follows the claim to its volume, in a kubelet's words where that fails.

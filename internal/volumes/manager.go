@@ -28,6 +28,8 @@ type Options struct {
 	Objects objects.Source
 	// Claims reads claims and what they are bound to; nil refuses them.
 	Claims Claims
+	// CSI publishes volumes of drivers; nil refuses them.
+	CSI CSI
 	// Node is our own Node, nil while it is not known: volumes may be tied to its labels.
 	Node func() *corev1.Node
 	// NodeAllocatable bounds memory-backed emptyDirs and is the default of resourceFieldRef limits.
@@ -67,6 +69,9 @@ func Events(err error) iter.Seq2[string, string] {
 			var located *Error
 			if errors.As(err, &located) && located.Op == opMap {
 				reason = "FailedMapVolume"
+			}
+			if located != nil && located.Quiet {
+				continue
 			}
 			if !yield(reason, err.Error()) {
 				return
@@ -211,6 +216,8 @@ func (v volume) prepare(ctx context.Context) (Mounted, error) {
 		return v.claim(ctx)
 	case src.NFS != nil:
 		return v.inlineNFS(ctx, src.NFS)
+	case src.CSI != nil:
+		return v.inlineCSI(ctx, src.CSI)
 	case src.Image != nil:
 		return Mounted{}, nil // the containers' affair: it is pulled as their images are
 	}

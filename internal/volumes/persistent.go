@@ -25,6 +25,8 @@ func (v volume) persistent(ctx context.Context, rec *record) (Mounted, error) {
 		return Mounted{}, err
 	}
 	switch src := pv.Spec.PersistentVolumeSource; {
+	case src.CSI != nil:
+		return v.csi(ctx, rec)
 	case isBlock(pv) && src.Local == nil:
 		return Mounted{}, fmt.Errorf("PersistentVolume of type %s with volumeMode Block is not supported by this node", pvKind(&src))
 	case src.HostPath != nil:

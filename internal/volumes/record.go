@@ -142,8 +142,10 @@ func (m *Manager) removePersistent(ctx context.Context, uid string) error {
 }
 
 // takeDown undoes persistent or an inline volume; idempotent.
-func (m *Manager) takeDown(_ context.Context, uid string, rec *record) error {
+func (m *Manager) takeDown(ctx context.Context, uid string, rec *record) error {
 	switch {
+	case rec.isCSI():
+		return m.unpublish(ctx, uid, rec)
 	case rec.Source != nil && rec.Source.NFS != nil:
 		return m.unmountNFS(uid, rec.Volume)
 	case rec.PV == nil:

@@ -46,6 +46,8 @@ type Error struct {
 	Err           error
 	// Op is what failed, in the kubelet's words; empty means MountVolume.SetUp.
 	Op string
+	// Quiet says that it is no news yet: there is no event of it.
+	Quiet bool
 	// Named is the volume as the event names it, if that is not Volume: a claim's by its
 	// PersistentVolume.
 	Named string

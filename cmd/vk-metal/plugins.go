@@ -1,0 +1,48 @@
+package main
+
+import (
+	"context"
+
+	corev1 "k8s.io/api/core/v1"
+	registerapi "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
+
+	"github.com/vk-metal/vk-metal/internal/csi"
+	"github.com/vk-metal/vk-metal/internal/plugins"
+	"github.com/vk-metal/vk-metal/internal/task"
+)
+
+// newPlugins makes what plugins of the node need, and what finds them.
+func (a *agent) newPlugins() (tasks []task.Task, err error) {
+	if err := plugins.MakeDirs(a.g.layout); err != nil {
+		return nil, err
+	}
+	a.pods.csi, err = csi.New(csi.Options{
+		NodeName: a.name, Layout: a.g.layout, Client: a.client, DriversChanged: a.retryVolumes, InUseChanged: a.node.Changed, Log: a.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	watcher := plugins.New(plugins.Options{
+		Dir: a.g.layout.PluginSockets(), Handlers: map[string]plugins.Handler{registerapi.CSIPlugin: a.pods.csi}, Log: a.log,
+	})
+	return []task.Task{watcher, task.New("csi", func(ctx context.Context, ready func()) error {
+		ready()
+		defer a.pods.csi.Close()
+		return a.pods.csi.Run(ctx)
+	})}, nil
+}
+
+// retryVolumes has volumes tried again that could not be had.
+func (a *agent) retryVolumes() {
+	if p := a.pods.provider; p != nil {
+		p.RetryVolumes()
+	}
+}
+
+// volumesInUse is told in the Node's status, which is looked at before there are plugins, too.
+func (a *agent) volumesInUse() []corev1.UniqueVolumeName {
+	if a.pods.csi == nil {
+		return nil
+	}
+	return a.pods.csi.InUse()
+}
