@@ -52,6 +52,13 @@ func (w *worker) images() []string {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	for _, list := range w.visible {
+		for _, a := range list {
+			if !a.over() {
+				used = append(used, a.images...)
+			}
+		}
+	}
 	for key, o := range w.ops {
 		if image, ok := o.value.(images.Image); ok && o.done && strings.HasPrefix(key, imageOps) {
 			used = append(used, image.Digest)
@@ -64,6 +71,20 @@ const imageOps = "image/"
 
 func imageOp(container string, attempt int) string {
 	return fmt.Sprintf("%s%s/%d", imageOps, container, attempt)
+}
+
+// holdImages is holdImage, for the images that the container has as volumes, too.
+func (w *worker) holdImages(ctx context.Context, pod *corev1.Pod, c podplan.Container, st podplan.Start, cin podplan.ContainerInputs) (release func(), present bool, err error) {
+	release, present, err = w.holdImage(ctx, c, st, cin.Image)
+	if err != nil || !present {
+		return nil, false, err
+	}
+	present, err = w.volumesPresent(ctx, pod, cin.VolumeImages)
+	if err != nil || !present {
+		release()
+		return nil, false, err
+	}
+	return release, true, nil
 }
 
 // holdImage keeps the image of the start from being removed until release, from when on

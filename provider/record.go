@@ -38,6 +38,8 @@ type attemptRecord struct {
 	User *corev1.LinuxContainerUser `json:"user,omitempty"`
 	// Sandbox is the number of the pause process that it was started under.
 	Sandbox int `json:"sandbox,omitempty"`
+	// VolumeImages are the digests of the images that it has as volumes.
+	VolumeImages []string `json:"volumeImages,omitempty"`
 	// Resources are what the process runs with.
 	Resources *corev1.ResourceRequirements `json:"resources,omitempty"`
 

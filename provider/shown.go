@@ -18,6 +18,7 @@ type shown struct {
 	unit    string
 	running bool
 	done    <-chan struct{}
+	images  []string // of its volumes
 }
 
 // over says whether nothing will be added to the attempt's log.
@@ -41,7 +42,7 @@ func (w *worker) show() {
 			if a.complete {
 				a.completeOnce.Do(func() { close(a.completed) })
 			}
-			view[name] = append(view[name], shown{number: a.rec.Number, unit: a.rec.Unit, running: a.exit == nil, done: a.completed})
+			view[name] = append(view[name], shown{number: a.rec.Number, unit: a.rec.Unit, running: a.exit == nil, done: a.completed, images: a.rec.VolumeImages})
 		}
 	}
 	w.mu.Lock()

@@ -81,7 +81,7 @@ func (w *worker) start(ctx context.Context, pod *corev1.Pod, d podplan.Decision,
 			}
 			continue
 		}
-		release, present, err := w.holdImage(ctx, c, st, cin.Image)
+		release, present, err := w.holdImages(ctx, pod, c, st, cin)
 		if err == nil && !present {
 			continue
 		}
@@ -127,6 +127,10 @@ func (w *worker) inputs(pod *corev1.Pod, c podplan.Container, st podplan.Start, 
 	if !s.ready || !image.done {
 		return none, &podplan.Waiting{}
 	}
+	volumes, digests, wait := w.imageVolumes(pod, c)
+	if wait != nil {
+		return none, wait
+	}
 	env := w.begin(fmt.Sprintf("%s%s/%d", envOps, c.Name, st.Attempt), time.Second, func(ctx context.Context) (any, error) {
 		return w.resolveEnv(ctx, pod, c, s.ips)
 	})
@@ -140,7 +144,7 @@ func (w *worker) inputs(pod *corev1.Pod, c podplan.Container, st podplan.Start, 
 	}
 	return podplan.ContainerInputs{
 		Image: planImage(image.value.(images.Image)), Env: env.value.([]podplan.EnvVar),
-		TerminationLog: w.terminationLog(c.Name, st.Attempt),
+		TerminationLog: w.terminationLog(c.Name, st.Attempt), ImageVolumes: volumes, VolumeImages: digests,
 	}, nil
 }
 
@@ -177,6 +181,9 @@ func (w *worker) startAttempt(ctx context.Context, pod *corev1.Pod, c podplan.Co
 	if err != nil && !errors.As(err, &refusal) {
 		return errors.Join(err, w.p.deps.Logs.Discard(uid, c.Name, st.Attempt))
 	}
+	if err := checkImagePaths(launch.Spec.Mounts); err != nil {
+		return errors.Join(&podplan.ConfigError{Reason: podplan.CreateContainerError, Message: err.Error()}, w.p.deps.Logs.Discard(uid, c.Name, st.Attempt))
+	}
 	if err := makeSubPaths(launch.Spec.Mounts); err != nil {
 		return errors.Join(&podplan.ConfigError{
 			Reason: podplan.CreateContainerConfigError, Message: fmt.Sprintf("failed to prepare subPath for container %q: %v", c.Name, err),
@@ -185,7 +192,7 @@ func (w *worker) startAttempt(ctx context.Context, pod *corev1.Pod, c podplan.Co
 	a := newAttempt(attemptRecord{
 		Container: c.Name, Number: st.Attempt, Unit: podplan.UnitName(uid, c.Name, st.Attempt), SpecHash: podplan.SpecHash(c),
 		Image: c.Image, ImageID: cin.Image.Digest, CreatedAt: time.Now(), Backoff: st.Backoff, StopSignal: stopSignal(c, cin.Image),
-		Resources: c.Resources.DeepCopy(), Sandbox: st.Sandbox,
+		Resources: c.Resources.DeepCopy(), Sandbox: st.Sandbox, VolumeImages: cin.VolumeImages,
 	}, false)
 	if c.Lifecycle != nil && c.Lifecycle.PostStart != nil {
 		a.rec.PostStart = podplan.HookRunning

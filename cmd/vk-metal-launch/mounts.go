@@ -129,7 +129,7 @@ func applyMount(root rootDir, mount launchspec.Mount, src source) error {
 	attrs := mountAttrs(mount)
 	var err error
 	switch mount.Kind {
-	case launchspec.MountBind:
+	case launchspec.MountBind, launchspec.MountImage:
 		mount.File = src.file
 		if attrs != 0 && !src.done {
 			err = setAttr(tree, mount.Recursive, attrs, 0)

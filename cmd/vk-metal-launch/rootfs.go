@@ -47,6 +47,9 @@ func buildRoot(spec *launchspec.Spec, scratch string) error {
 	if err := mountRoot(spec.Root, host, scratch, twins); err != nil {
 		return err
 	}
+	if err := openImages(spec, scratch, sources); err != nil {
+		return err
+	}
 	fd, err := unix.Open(filepath.Join(scratch, "root"), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("open container root: %w", err)

@@ -142,6 +142,7 @@ const (
 	MountCgroup = "cgroup" // own cgroup namespace, all controllers of the host
 	MountMqueue = "mqueue"
 	MountDevpts = "devpts"
+	MountImage  = "image" // an image's root, always read-only
 )
 
 // Mount is one mount inside the root. Target is resolved inside the root: a
@@ -149,7 +150,9 @@ const (
 type Mount struct {
 	Kind   string `json:"kind"`
 	Source string `json:"source,omitempty"`
-	Target string `json:"target"`
+	// Lowers are the unpacked layers of MountImage, topmost first.
+	Lowers []string `json:"lowers,omitempty"`
+	Target string   `json:"target"`
 	// SubPath is resolved below Source without following a symlink out of it.
 	SubPath string `json:"subPath,omitempty"`
 	// File says that Target is a file, made empty if it is missing.

@@ -44,6 +44,8 @@ type Volume struct {
 	Path     string `json:"path"`
 	Readonly bool   `json:"readonly,omitempty"`
 	File     bool   `json:"file,omitempty"`
+	// Layers are those of an image, topmost first, which the volume is then.
+	Layers []string `json:"layers,omitempty"`
 	// Device is set for a block device.
 	Device *BlockDevice `json:"device,omitempty"`
 	NoExec bool         `json:"noExec,omitempty"`
@@ -94,6 +96,10 @@ type ContainerInputs struct {
 	PIDOf *launchspec.UnitProcess
 	// Seccomp is the profile of LocalSeccomp.
 	Seccomp *seccomp.Profile
+	// ImageVolumes are the volumes of the container that are images.
+	ImageVolumes map[string]Volume
+	// VolumeImages are the digests of their images.
+	VolumeImages []string
 	// AppArmor is the loaded profile that confines the container, empty for none.
 	AppArmor string
 }

@@ -64,6 +64,9 @@ func depth(p string) int { return strings.Count(path.Clean("/"+p), "/") }
 
 func volumeMount(c Container, vm corev1.VolumeMount, in PodInputs, cin ContainerInputs) (launchspec.Mount, error) {
 	volume, ok := in.Volumes[vm.Name]
+	if image, is := cin.ImageVolumes[vm.Name]; is {
+		volume, ok = image, true
+	}
 	if !ok {
 		return launchspec.Mount{}, &ConfigError{
 			CreateContainerConfigError,
@@ -83,6 +86,11 @@ func volumeMount(c Container, vm corev1.VolumeMount, in PodInputs, cin Container
 	target := vm.MountPath
 	if !path.IsAbs(target) {
 		target = "/" + target
+	}
+	if volume.Layers != nil {
+		return launchspec.Mount{
+			Kind: launchspec.MountImage, Lowers: volume.Layers, Target: target, SubPath: subPath, Readonly: true, NoExec: true, NoSuid: true, NoDev: true,
+		}, nil
 	}
 	return launchspec.Mount{
 		Kind: launchspec.MountBind, Source: volume.Path, Target: target, SubPath: subPath,
