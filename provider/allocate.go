@@ -89,6 +89,13 @@ func (w *worker) allocate(pod *corev1.Pod, gone bool) (*corev1.Pod, *podplan.Ref
 	case w.grant == nil && (gone || pod.DeletionTimestamp != nil || isFinal(pod.Status.Phase)):
 		return pod, nil, nil
 	case w.grant == nil:
+		ready, refused := w.allocateDevices(pod)
+		if !ready {
+			return pod, nil, errNoRoomYet
+		}
+		if w.rejected = refused; refused != nil {
+			return pod, refused, nil
+		}
 		if err := w.admit(pod); err != nil || w.rejected != nil {
 			return pod, w.rejected, err
 		}

@@ -11,6 +11,7 @@ import (
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/vk-metal/vk-metal/internal/devices"
 	"github.com/vk-metal/vk-metal/internal/images"
 	"github.com/vk-metal/vk-metal/internal/launchspec"
 	"github.com/vk-metal/vk-metal/internal/objects"
@@ -51,6 +52,8 @@ type Deps struct {
 	Sandbox Sandbox
 	// AppArmor may be nil where Node.AppArmor is false.
 	AppArmor AppArmor
+	// Devices lends devices of device plugins; nil where there are none.
+	Devices Devices
 	// Services feeds the service environment variables; nil leaves them out.
 	Services corelisters.ServiceLister
 
@@ -165,6 +168,20 @@ type Sandbox interface {
 }
 
 var _ Sandbox = (*sandbox.Manager)(nil)
+
+// Devices is what lends devices to containers; *devices.Manager implements it.
+type Devices interface {
+	// Wants says whether a pod asks for devices.
+	Wants(pod *corev1.Pod) bool
+	// Allocate lends them; idempotent. devices.ErrNotYet says that it is too early to tell.
+	Allocate(ctx context.Context, pod *corev1.Pod) error
+	// Prepare returns what a container has, ready for a start.
+	Prepare(ctx context.Context, podUID, container string) (devices.Lent, error)
+	// Release takes a pod's devices back; idempotent.
+	Release(podUID string) error
+}
+
+var _ Devices = (*devices.Manager)(nil)
 
 // Admission is what guards the networks of pods; *policy.Controller implements it.
 type Admission interface {

@@ -126,6 +126,9 @@ func (p *Provider) release(ctx context.Context, pod *corev1.Pod) error {
 	if err := os.RemoveAll(p.deps.Layout.PodLib(uid) + "/layers"); err != nil {
 		errs = append(errs, fmt.Errorf("remove writable layers: %w", err))
 	}
+	if p.deps.Devices != nil {
+		errs = append(errs, p.deps.Devices.Release(uid))
+	}
 	p.deps.Objects.Unregister(uid)
 	return errors.Join(errs...)
 }

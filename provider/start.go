@@ -131,6 +131,10 @@ func (w *worker) inputs(pod *corev1.Pod, c podplan.Container, st podplan.Start, 
 	if wait != nil {
 		return none, wait
 	}
+	lent, wait := w.lentDevices(pod, c, st.Attempt)
+	if wait != nil {
+		return none, wait
+	}
 	env := w.begin(fmt.Sprintf("%s%s/%d", envOps, c.Name, st.Attempt), time.Second, func(ctx context.Context) (any, error) {
 		return w.resolveEnv(ctx, pod, c, s.ips)
 	})
@@ -144,7 +148,7 @@ func (w *worker) inputs(pod *corev1.Pod, c podplan.Container, st podplan.Start, 
 	}
 	return podplan.ContainerInputs{
 		Image: planImage(image.value.(images.Image)), Env: env.value.([]podplan.EnvVar),
-		TerminationLog: w.terminationLog(c.Name, st.Attempt), ImageVolumes: volumes, VolumeImages: digests,
+		TerminationLog: w.terminationLog(c.Name, st.Attempt), ImageVolumes: volumes, VolumeImages: digests, Lent: lent,
 	}, nil
 }
 
@@ -271,7 +275,7 @@ func (w *worker) dropAttempt(a *attempt) {
 			w.log.Warn("Cannot remove what is left of an old attempt", "container", c, "err", err)
 		}
 	}
-	for _, kind := range []string{"image", "env", "complete", "kill", "poststart"} {
+	for _, kind := range []string{"image", "env", "devices", "complete", "kill", "poststart"} {
 		w.forget(fmt.Sprintf("%s/%s/%d", kind, c, n))
 	}
 }

@@ -171,6 +171,7 @@ func (a *agent) nodeOptions() node.Options {
 		SystemdVersion: a.systemdVersion,
 		Images:         a.pods.images.List,
 		VolumesInUse:   a.volumesInUse,
+		Devices:        a.deviceResources,
 		Checks:         a.checks(),
 		Conditions:     a.conditions,
 		Handlers:       podplan.Handlers(),

@@ -7,6 +7,7 @@ import (
 	registerapi "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 
 	"github.com/vk-metal/vk-metal/internal/csi"
+	"github.com/vk-metal/vk-metal/internal/devices"
 	"github.com/vk-metal/vk-metal/internal/plugins"
 	"github.com/vk-metal/vk-metal/internal/task"
 )
@@ -22,10 +23,14 @@ func (a *agent) newPlugins() (tasks []task.Task, err error) {
 	if err != nil {
 		return nil, err
 	}
+	a.pods.devices, err = devices.New(devices.Options{Layout: a.g.layout, Changed: a.node.Changed, Pods: a.knownPods, Log: a.log})
+	if err != nil {
+		return nil, err
+	}
 	watcher := plugins.New(plugins.Options{
-		Dir: a.g.layout.PluginSockets(), Handlers: map[string]plugins.Handler{registerapi.CSIPlugin: a.pods.csi}, Log: a.log,
+		Dir: a.g.layout.PluginSockets(), Handlers: map[string]plugins.Handler{registerapi.CSIPlugin: a.pods.csi, registerapi.DevicePlugin: a.pods.devices}, Log: a.log,
 	})
-	return []task.Task{watcher, task.New("csi", func(ctx context.Context, ready func()) error {
+	return []task.Task{watcher, task.New("devices", a.pods.devices.Run), task.New("csi", func(ctx context.Context, ready func()) error {
 		ready()
 		defer a.pods.csi.Close()
 		return a.pods.csi.Run(ctx)
@@ -37,6 +42,22 @@ func (a *agent) retryVolumes() {
 	if p := a.pods.provider; p != nil {
 		p.RetryVolumes()
 	}
+}
+
+// knownPods are the pods of this node.
+func (a *agent) knownPods() []*corev1.Pod {
+	if a.pods.provider == nil {
+		return nil
+	}
+	return a.pods.provider.Pods()
+}
+
+// deviceResources are those of device plugins, none before there can be any.
+func (a *agent) deviceResources() (capacity, allocatable corev1.ResourceList) {
+	if a.pods.devices == nil {
+		return nil, nil
+	}
+	return a.pods.devices.Resources()
 }
 
 // volumesInUse is told in the Node's status, which is looked at before there are plugins, too.

@@ -16,6 +16,7 @@ import (
 	"github.com/vk-metal/vk-metal/hostgw"
 	"github.com/vk-metal/vk-metal/internal/apparmor"
 	"github.com/vk-metal/vk-metal/internal/csi"
+	"github.com/vk-metal/vk-metal/internal/devices"
 	"github.com/vk-metal/vk-metal/internal/images"
 	"github.com/vk-metal/vk-metal/internal/node"
 	"github.com/vk-metal/vk-metal/internal/objects"
@@ -39,6 +40,7 @@ type podParts struct {
 	probes   *prometheus.Registry
 	volumes  *volumes.Manager
 	csi      *csi.Manager
+	devices  *devices.Manager
 	provider *provider.Provider
 }
 
@@ -102,7 +104,7 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 		NodeName: a.name, Client: a.client, Layout: a.g.layout,
 		Runtime: a.pods.systemd, Executor: a.pods.systemd, Usage: a.pods.systemd, Network: a.pods.network, Policy: a.admission(), Readiness: a.readiness(), Images: a.pods.images,
 		Volumes: a.pods.volumes, Objects: source, Probes: prober, Logs: logStreams{a.g.layout, a.cfg.Logs}, Sandbox: sandbox.New(a.g.layout),
-		AppArmor: armor,
+		AppArmor: armor, Devices: a.pods.devices,
 		Services: services.Lister(), Hold: hold, Static: a.staticPods, Recorder: a.recorder, Log: a.log, DNS: a.dns(), HostIPs: a.hostIPs,
 		Node: provider.NodeFacts{
 			MemoryCapacity: a.nodeOptions().Host.Meminfo()["MemTotal"], Allocatable: allocatable, Self: a.self,

@@ -46,6 +46,9 @@ type Options struct {
 	UserNamespaces bool
 	// Images lists what is present; may be nil.
 	Images func(context.Context) ([]corev1.ContainerImage, error)
+	// Devices are further resources that the server has, and how many of them can be had now;
+	// may be nil.
+	Devices func() (capacity, allocatable corev1.ResourceList)
 	// VolumesInUse lists attached volumes that are not to be detached; may be nil.
 	VolumesInUse func() []corev1.UniqueVolumeName
 	// Conditions are further conditions of our own; may be nil.

@@ -35,13 +35,19 @@ func (n *Node) observe(ctx context.Context, before []corev1.NodeCondition) (*cor
 	if n.o.Conditions != nil {
 		conditions = append(conditions, n.o.Conditions()...)
 	}
+	allocatable := Allocatable(capacity, n.o.Reserved, pressure.Reserve(n.o.Thresholds, capacity))
+	if n.o.Devices != nil {
+		all, healthy := n.o.Devices()
+		maps.Copy(capacity, all)
+		maps.Copy(allocatable, healthy)
+	}
 	keepTransitions(metav1.Now(), before, conditions)
 	return &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: n.o.Name, Labels: n.labels(), Annotations: map[string]string{controllerAttaches: "true"}},
 		Spec:       corev1.NodeSpec{Taints: n.o.Taints},
 		Status: corev1.NodeStatus{
 			Capacity:        capacity,
-			Allocatable:     Allocatable(capacity, n.o.Reserved, pressure.Reserve(n.o.Thresholds, capacity)),
+			Allocatable:     allocatable,
 			Conditions:      conditions,
 			Addresses:       nodeAddresses(n.o.Name, addrs),
 			DaemonEndpoints: corev1.NodeDaemonEndpoints{KubeletEndpoint: corev1.DaemonEndpoint{Port: int32(n.o.Port)}},

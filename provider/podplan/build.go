@@ -2,6 +2,8 @@ package podplan
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 	"time"
 
@@ -68,6 +70,7 @@ func Build(pod *corev1.Pod, c Container, start Start, in PodInputs, cin Containe
 	adjust := oomScoreAdjust(pod, c, in.MemoryCapacity)
 	spec.OOMScoreAdj = &adjust
 	launch := Launch{Unit: unitOf(pod, c, start, in, cin, &adjust), Spec: spec}
+	addLent(&launch, cin.Lent)
 	return launch, addDevices(&launch, c, in)
 }
 
@@ -179,6 +182,9 @@ func environ(hostname string, c Container, cin ContainerInputs) []string {
 	for _, e := range cin.Image.Env {
 		name, value, _ := strings.Cut(e, "=")
 		set(name, value)
+	}
+	for _, name := range slices.Sorted(maps.Keys(cin.Lent.Env)) {
+		set(name, cin.Lent.Env[name])
 	}
 	for _, e := range cin.Env {
 		set(e.Name, e.Value)

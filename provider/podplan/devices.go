@@ -32,6 +32,21 @@ func addDevices(launch *Launch, c Container, in PodInputs) error {
 	return nil
 }
 
+// addLent gives the container the devices of device plugins. A device below /dev that every
+// container has stays as it is.
+func addLent(launch *Launch, lent Lent) {
+	for _, d := range lent.Devices {
+		kind, name := "c", "char"
+		if d.Block {
+			kind, name = "b", "block"
+		}
+		launch.Spec.Devices = append(launch.Spec.Devices, launchspec.Device{
+			Path: path.Clean("/" + d.Path), Type: kind, Major: d.Major, Minor: d.Minor, Mode: d.Mode, UID: d.UID, GID: d.GID,
+		})
+		launch.allow(name, d.Major, d.Minor, d.Access)
+	}
+}
+
 // allow names the device by its number, which systemd takes without looking for a node.
 func (l *Launch) allow(kind string, major, minor uint32, access string) {
 	if l.Unit.AllDevices {

@@ -21,14 +21,16 @@ func TestVolumeDevices(t *testing.T) {
 		"ro":   {Path: "/dev/sdc", Readonly: true, Device: &BlockDevice{Major: 8, Minor: 32, Mode: 0o660}},
 		"dir":  {Path: "/srv"},
 	}}
-	launch, err := Build(pod, Containers(pod)[0], Start{}, in, ContainerInputs{})
+	lent := Lent{Env: map[string]string{"GPU": "0"}, Devices: []LentDevice{{Path: "/dev/gpu0", Major: 195, Mode: 0o666, Access: "rw"}}}
+	launch, err := Build(pod, Containers(pod)[0], Start{}, in, ContainerInputs{Lent: lent})
 	if err != nil {
 		t.Fatal(err)
 	}
 	wantDevices := []launchspec.Device{
+		{Path: "/dev/gpu0", Type: "c", Major: 195, Mode: 0o666},
 		{Path: "/mnt/disk", Type: "b", Major: 8, Minor: 16, Mode: 0o660, GID: 6}, {Path: "/dev/xvda", Type: "b", Major: 8, Minor: 32, Mode: 0o660},
 	}
-	wantRules := []systemd.DeviceRule{{Path: "/dev/block/8:16", Access: "rwm"}, {Path: "/dev/block/8:32", Access: "r"}}
+	wantRules := []systemd.DeviceRule{{Path: "/dev/char/195:0", Access: "rw"}, {Path: "/dev/block/8:16", Access: "rwm"}, {Path: "/dev/block/8:32", Access: "r"}}
 	if !reflect.DeepEqual(launch.Spec.Devices, wantDevices) || !reflect.DeepEqual(launch.Unit.DeviceAllow, wantRules) {
 		t.Errorf("devices %v, allowed %v", launch.Spec.Devices, launch.Unit.DeviceAllow)
 	}

@@ -96,12 +96,37 @@ type ContainerInputs struct {
 	PIDOf *launchspec.UnitProcess
 	// Seccomp is the profile of LocalSeccomp.
 	Seccomp *seccomp.Profile
+	// Lent is what the container has of device plugins.
+	Lent Lent
 	// ImageVolumes are the volumes of the container that are images.
 	ImageVolumes map[string]Volume
 	// VolumeImages are the digests of their images.
 	VolumeImages []string
 	// AppArmor is the loaded profile that confines the container, empty for none.
 	AppArmor string
+}
+
+// Lent is what a container has of device plugins.
+type Lent struct {
+	Env     map[string]string
+	Mounts  []LentMount
+	Devices []LentDevice
+}
+
+// LentMount is a file or directory of the host.
+type LentMount struct {
+	Source, Target string
+	Readonly, File bool
+}
+
+// LentDevice is a device of the host, at Path in the container; Access is of r, w and m.
+type LentDevice struct {
+	Path         string
+	Block        bool
+	Major, Minor uint32
+	Mode         uint32
+	UID, GID     uint32
+	Access       string
 }
 
 // ConfigError says that a container cannot be started as it is configured. Reason goes
