@@ -61,6 +61,12 @@ func (a *agent) openHost(ctx context.Context) (err error) {
 	}
 	options := imageOptions(a.g.layout, a.cfg)
 	options.Logger = a.log
+	if registries := a.cfg.Registries; registries.CredentialProviderConfig != "" {
+		options.Providers, err = images.LoadCredentialProviders(registries.CredentialProviderConfig, registries.CredentialProviderBinDir)
+		if err != nil {
+			return err
+		}
+	}
 	a.pods.images, err = images.NewManager(options)
 	return err
 }

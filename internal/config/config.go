@@ -83,6 +83,9 @@ type Config struct {
 type Registries struct {
 	// ConfigPath is a directory in containerd's certs.d layout (<host>/hosts.toml).
 	ConfigPath string
+	// CredentialProviderConfig is a kubelet's configuration of credential provider plugins, whose
+	// programs are in CredentialProviderBinDir; empty for none.
+	CredentialProviderConfig, CredentialProviderBinDir string
 }
 
 // HostImages are images that are programs of the host (docs/host-images.md).

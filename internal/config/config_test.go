@@ -35,6 +35,8 @@ seccompDefault: true
 allowedUnsafeSysctls: [net.core.somaxconn, "kernel.msg*", net/ipv4/*]
 registries:
   configPath: /srv/certs.d
+  credentialProviderConfig: /etc/credentials.yaml
+  credentialProviderBinDir: /usr/libexec/credentials
 hostImages:
   enabled: true
   roots: [{name: web, path: /srv/web.raw, verity: signed}, {name: trixie, path: /srv/trixie/}]
@@ -131,6 +133,7 @@ func TestParseMistakes(t *testing.T) {
 		"bad URL":             {head[:len(head)-1] + "\nkubeconfig: x\n", `kubeconfig: "x" must be an absolute path`},
 		"http URL":            {"apiVersion: vk-metal.io/v1alpha1\nkind: NodeConfig\napiServers: [http://a:1]\n", `apiServers: "http://a:1" is not an API server`},
 		"loopback node IP":    {head + "nodeIPs: [127.0.0.1]\n", "cannot be reached from other nodes"},
+		"half of providers":   {head + "registries: {credentialProviderBinDir: /x}\n", "give both credentialProviderConfig and credentialProviderBinDir"},
 		"two IPv4":            {head + "nodeIPs: [192.0.2.1, 192.0.2.2]\n", "f.yaml:4: nodeIPs: give one address, or one IPv4 and one IPv6"},
 		"forbidden label":     {head + "nodeLabels: {kubernetes.io/role: x}\n", "kubectl label node"},
 		"forbidden role":      {head + "nodeLabels: {node-role.kubernetes.io/worker: \"\"}\n", "kubectl label node"},

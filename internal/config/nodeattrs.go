@@ -121,6 +121,9 @@ func (d *decoder) crossCheck(c *Config, root *yaml.Node) {
 	}
 	d.checkThresholds(c, root)
 	d.checkEviction(&c.Eviction, root)
+	if r := c.Registries; (r.CredentialProviderConfig == "") != (r.CredentialProviderBinDir == "") {
+		d.fail(lookup(root, "registries").Line, "registries", "give both credentialProviderConfig and credentialProviderBinDir, or neither")
+	}
 	if network := lookup(root, "network"); c.Network.Routing != "HostGW" && !c.Network.BGPEnabled() {
 		d.fail(network.Line, "network.routing", "%s needs a BGP configuration: set network.bgpConfig or network.bgpConfigMap", c.Network.Routing)
 	}

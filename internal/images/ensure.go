@@ -94,9 +94,12 @@ func (e *ensuring) fromStore() (img Image, done bool, err error) {
 }
 
 // mayUse says whether the pod may have an image that is present: it was pulled without
-// credentials, imported, or with credentials that this pod has too.
+// credentials, imported, with credentials of the node, or with some that this pod has too.
 func (e *ensuring) mayUse(r Record) bool {
 	if r.Access.Anyone {
+		return true
+	}
+	if slices.ContainsFunc(r.Access.Credentials, func(hash string) bool { return strings.HasPrefix(hash, nodeCredentialPrefix) }) {
 		return true
 	}
 	return slices.ContainsFunc(e.creds, func(c credential) bool { return slices.Contains(r.Access.Credentials, c.hash) })
@@ -108,6 +111,7 @@ func (e *ensuring) fromRegistry(ctx context.Context) (Image, error) {
 		return e.backOff(key)
 	}
 	e.m.lastErr.clear(key)
+	e.askProviders(ctx)
 	e.event(corev1.EventTypeNormal, eventPulling, fmt.Sprintf("Pulling image %q", e.req.Ref))
 	start := time.Now()
 	var began time.Time
@@ -127,6 +131,15 @@ func (e *ensuring) fromRegistry(ctx context.Context) (Image, error) {
 		"Successfully pulled image %q in %v (%v including waiting). Image size: %v bytes.", e.req.Ref,
 		time.Since(began).Truncate(time.Millisecond), time.Since(start).Truncate(time.Millisecond), r.Size))
 	return e.use(r), nil
+}
+
+// askProviders adds the node's own logins after the pod's.
+func (e *ensuring) askProviders(ctx context.Context) {
+	list, errs := e.m.opts.Providers.logins(ctx, e.ref.repo())
+	for _, err := range errs {
+		e.m.log.WarnContext(ctx, "Credential provider left out", "image", e.req.Ref, "error", err)
+	}
+	e.creds = append(e.creds, list...)
 }
 
 // flightKey keeps pulls with different credentials apart: one must not prove the other's access.

@@ -24,6 +24,8 @@ type Options struct {
 	Root string
 	// HostsDir holds <registry>/hosts.toml files as containerd reads them; empty for none.
 	HostsDir string
+	// Providers are asked for logins besides those of pods; nil for none.
+	Providers *CredentialProviders
 	// HostImages allows references to host images (docs/host-images.md).
 	HostImages bool
 	// HostRoots are further host images; their disk images are mounted below HostMounts, a
