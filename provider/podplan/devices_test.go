@@ -28,7 +28,8 @@ func TestVolumeDevices(t *testing.T) {
 	}
 	wantDevices := []launchspec.Device{
 		{Path: "/dev/gpu0", Type: "c", Major: 195, Mode: 0o666},
-		{Path: "/mnt/disk", Type: "b", Major: 8, Minor: 16, Mode: 0o660, GID: 6}, {Path: "/dev/xvda", Type: "b", Major: 8, Minor: 32, Mode: 0o660},
+		{Path: "/mnt/disk", Type: "b", Major: 8, Minor: 16, Mode: 0o660, GID: 6},
+		{Path: "/dev/xvda", Type: "b", Major: 8, Minor: 32, Mode: 0o660},
 	}
 	wantRules := []systemd.DeviceRule{{Path: "/dev/char/195:0", Access: "rw"}, {Path: "/dev/block/8:16", Access: "rwm"}, {Path: "/dev/block/8:32", Access: "r"}}
 	if !reflect.DeepEqual(launch.Spec.Devices, wantDevices) || !reflect.DeepEqual(launch.Unit.DeviceAllow, wantRules) {
