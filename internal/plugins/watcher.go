@@ -42,7 +42,10 @@ type Options struct {
 type Watcher struct {
 	o     Options
 	ready chan struct{}
+	once  sync.Once
 	group sync.WaitGroup
+	open  func() (*fsnotify.Watcher, error)
+	look  time.Duration
 
 	sockets map[string]*registration // by path; Run only
 }
@@ -55,7 +58,7 @@ func New(o Options) *Watcher {
 	if o.Log == nil {
 		o.Log = slog.Default()
 	}
-	return &Watcher{o: o, ready: make(chan struct{}), sockets: map[string]*registration{}}
+	return &Watcher{o: o, ready: make(chan struct{}), open: fsnotify.NewWatcher, look: lookEvery, sockets: map[string]*registration{}}
 }
 
 // String implements task.Task.
@@ -64,23 +67,47 @@ func (w *Watcher) String() string { return "plugin-watcher" }
 // Ready is closed once the directory is watched; plugins may still be asked then.
 func (w *Watcher) Ready() <-chan struct{} { return w.ready }
 
+// lookEvery is how often the directory is looked at where it cannot be watched: the processes of
+// root's containers may have taken all inotify instances.
+const lookEvery = 5 * time.Second
+
 // Run implements task.Task.
 func (w *Watcher) Run(ctx context.Context) error {
 	if err := os.MkdirAll(w.o.Dir, 0o750); err != nil {
 		return fmt.Errorf("watch plugins: %w", err)
 	}
-	notify, err := fsnotify.NewWatcher()
-	if err != nil {
-		return fmt.Errorf("watch plugins: %w", err)
-	}
-	defer notify.Close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer w.group.Wait()
 	defer cancel()
-	if err := w.scan(ctx, notify, w.o.Dir); err != nil {
-		return fmt.Errorf("watch plugins: %w", err)
+	for {
+		err := w.watch(ctx)
+		if ctx.Err() != nil {
+			return nil
+		}
+		w.o.Log.Warn("cannot watch for plugins, will look for them", "every", w.look, "err", err)
+		if err := w.rescan(ctx, nil); err != nil {
+			return fmt.Errorf("look for plugins: %w", err)
+		}
+		w.once.Do(func() { close(w.ready) })
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(w.look):
+		}
 	}
-	close(w.ready)
+}
+
+// watch follows the directory until ctx ends, or that fails: events may have been lost then.
+func (w *Watcher) watch(ctx context.Context) error {
+	notify, err := w.open()
+	if err != nil {
+		return err
+	}
+	defer notify.Close()
+	if err := w.rescan(ctx, notify); err != nil {
+		return err
+	}
+	w.once.Do(func() { close(w.ready) })
 	for {
 		select {
 		case <-ctx.Done():
@@ -88,11 +115,7 @@ func (w *Watcher) Run(ctx context.Context) error {
 		case event := <-notify.Events:
 			w.handle(ctx, notify, event)
 		case err := <-notify.Errors:
-			// Events may have been lost: compare with what is there.
-			w.o.Log.Warn("watch of plugins failed, looking at all of them", "err", err)
-			if err := w.rescan(ctx, notify); err != nil {
-				return fmt.Errorf("watch plugins: %w", err)
-			}
+			return err
 		}
 	}
 }
@@ -120,7 +143,7 @@ func (w *Watcher) rescan(ctx context.Context, notify *fsnotify.Watcher) error {
 }
 
 // scan watches every directory at or below path first and then takes up its sockets: one that
-// appears in between is found either way. Names that begin with a dot are not looked at.
+// appears in between is found either way. Without notify nothing is watched. Names that begin with a dot are not looked at.
 func (w *Watcher) scan(ctx context.Context, notify *fsnotify.Watcher, path string) error {
 	return filepath.WalkDir(path, func(at string, entry fs.DirEntry, err error) error {
 		switch {
@@ -132,6 +155,7 @@ func (w *Watcher) scan(ctx context.Context, notify *fsnotify.Watcher, path strin
 			if entry.IsDir() {
 				return fs.SkipDir
 			}
+		case entry.IsDir() && notify == nil:
 		case entry.IsDir():
 			if err := notify.Add(at); err != nil && !errors.Is(err, fs.ErrNotExist) {
 				return err

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/fsnotify/fsnotify"
 	"go.uber.org/goleak"
 	"google.golang.org/grpc"
 	registerapi "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
@@ -92,9 +93,12 @@ func receive[T any](t *testing.T, c <-chan T) (v T) {
 	return v
 }
 
-func start(t *testing.T, dir string, handler Handler) {
+func start(t *testing.T, dir string, handler Handler, change ...func(*Watcher)) {
 	t.Helper()
 	w := New(Options{Dir: dir, Handlers: map[string]Handler{"CSIPlugin": handler}, Retry: time.Millisecond, Log: slog.New(slog.DiscardHandler)})
+	for _, c := range change {
+		c(w)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- w.Run(ctx) }()
@@ -188,6 +192,24 @@ func TestOtherFilesAreNoPlugins(t *testing.T) {
 	start(t, dir, handler)
 	serve(t, filepath.Join(dir, "z.sock"), &registerapi.PluginInfo{Type: "CSIPlugin", Name: "z", SupportedVersions: []string{"1.0.0"}})
 	if got := receive(t, handler.seen); got != "+z "+filepath.Join(dir, "z.sock") {
+		t.Errorf("got %q", got)
+	}
+}
+
+// Containers of root's can take all inotify instances: plugins are found all the same.
+func TestPluginsAreFoundWithoutInotify(t *testing.T) {
+	dir := shortDir(t)
+	handler := newRecorder()
+	start(t, dir, handler, func(w *Watcher) {
+		w.open, w.look = func() (*fsnotify.Watcher, error) { return nil, errors.New("too many open files") }, time.Millisecond
+	})
+	socket := filepath.Join(dir, "a.sock")
+	_, stop := serve(t, socket, &registerapi.PluginInfo{Type: "CSIPlugin", Name: "a", SupportedVersions: []string{"1.0.0"}})
+	if got := receive(t, handler.seen); got != "+a "+socket {
+		t.Errorf("got %q", got)
+	}
+	stop()
+	if got := receive(t, handler.seen); got != "-a "+socket {
 		t.Errorf("got %q", got)
 	}
 }

@@ -56,6 +56,11 @@ var containerRules = []struct {
 			return r.Action != corev1.ContainerRestartRuleActionRestart
 		})
 	}},
+	{"volumeMounts", "a volume of type image with hostUsers: false is " + notYet, func(s *corev1.PodSpec, c Container) bool {
+		return s.HostUsers != nil && !*s.HostUsers && slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool {
+			return slices.ContainsFunc(s.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name && v.Image != nil })
+		})
+	}},
 	{"env", "valueFrom.fileKeyRef is " + notYet, func(_ *corev1.PodSpec, c Container) bool {
 		return slices.ContainsFunc(c.Env, func(e corev1.EnvVar) bool { return e.ValueFrom != nil && e.ValueFrom.FileKeyRef != nil })
 	}},
