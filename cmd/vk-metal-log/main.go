@@ -4,9 +4,12 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"os"
 	"runtime/debug"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vk-metal/vk-metal/internal/logwriter"
 	"github.com/vk-metal/vk-metal/internal/paths"
@@ -18,6 +21,10 @@ func main() {
 		_, _ = os.Stdout.WriteString("vk-metal-log " + version.Version() + "\n")
 		return
 	}
+	if err := hide(); err != nil {
+		slog.Error("the log writer cannot hide itself", "err", err)
+		os.Exit(1)
+	}
 	// Memory is a handful of buffers that are used again: a small heap, kept small.
 	debug.SetGCPercent(20)
 	slog.SetDefault(slog.New(slog.NewTextHandler(os.Stderr, nil)))
@@ -25,6 +32,16 @@ func main() {
 		slog.Error("the log writer cannot go on", "err", err)
 		os.Exit(1)
 	}
+}
+
+// hide closes /proc/PID to who may not trace every process. The kernel would let in root
+// with as few capabilities as we have, a container that sees the host's processes: to the
+// host's files, by /proc/PID/root.
+func hide() error {
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("make the process undumpable: %w", err)
+	}
+	return nil
 }
 
 func run() error {

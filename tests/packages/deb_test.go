@@ -1,6 +1,7 @@
 package packages
 
 import (
+	"fmt"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -100,6 +101,13 @@ func testConfigured(t *testing.T, m *rig.Machine) {
 	run(t, m, fakeConfig)
 	expect(t, m, "systemctl is-active vk-metal.service vk-metal-log.service", "active\nactive")
 	expect(t, m, "systemctl show -P NRestarts vk-metal-log.service", "0")
+	// It has few capabilities: what keeps others of root out of its root, which is the host's,
+	// is that it cannot be dumped.
+	look := "setpriv --bounding-set=-sys_ptrace ls -d /proc/$(systemctl show -P MainPID %s)/root/ | wc -l; true"
+	run(t, m, "systemd-run --quiet --unit=open.service --property=CapabilityBoundingSet= sleep 100000")
+	expect(t, m, fmt.Sprintf(look, "open.service"), "1")
+	expect(t, m, fmt.Sprintf(look, "vk-metal-log.service"), "0")
+	run(t, m, "systemctl stop open.service")
 	t.Log("log writer, idle:", run(t, m, "grep VmRSS /proc/$(systemctl show -P MainPID vk-metal-log.service)/status"))
 }
 
