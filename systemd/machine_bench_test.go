@@ -135,7 +135,7 @@ Description=%s
 CollectMode=inactive-or-failed
 [Service]
 Type=notify
-NotifyAccess=all
+NotifyAccess=main
 Slice=%s
 ExecStart=%s run %s/launch.json
 ExecStopPost=%[3]s record %[4]s/launch.json

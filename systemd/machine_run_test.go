@@ -534,6 +534,36 @@ func TestMachineForgedNotify(t *testing.T) {
 	}
 }
 
+// TestMachineOnlyTheMainProcessIsHeard: a process of a container that sees the host's
+// processes comes to systemd's socket by the root of one without capabilities, and nobody
+// listens to it.
+func TestMachineOnlyTheMainProcessIsHeard(t *testing.T) {
+	m := newMachine(t)
+	a := m.sleeper(func(a *attempt) { a.spec.Namespaces.HostPID = true })
+	foreign := exec.CommandContext(m.ctx, "setpriv", "--bounding-set=-all", "sleep", "1000")
+	m.must(foreign.Start())
+	t.Cleanup(func() { _ = foreign.Process.Kill(); _ = foreign.Wait() })
+	told := func() string {
+		values, err := m.manager.properties(m.ctx, a.unit.Name, [2]string{serviceIface, "MainPID"}, [2]string{serviceIface, "StatusText"})
+		m.must(err)
+		return fmt.Sprint(values)
+	}
+	before := told()
+	forge := fmt.Sprintf("NOTIFY_SOCKET=/run/systemd/notify systemd-notify STATUS=forged MAINPID=%d && echo sent", foreign.Process.Pid)
+	root := fmt.Sprintf("/proc/%d/root", foreign.Process.Pid)
+	m.eventually("a process without capabilities", func() bool {
+		_, out, _, err := a.exec(nil, "ls", root+"/run/systemd/notify")
+		return err == nil && out != ""
+	})
+	// It returns once systemd has read what it said (BARRIER=1).
+	if got := a.mustExec("chroot", root, "/bin/sh", "-c", forge); got != "sent\n" {
+		t.Errorf("the container says %q", got)
+	}
+	if after := told(); after != before {
+		t.Errorf("the unit was %s and is %s", before, after)
+	}
+}
+
 func TestMachineHostImage(t *testing.T) {
 	m := newMachine(t)
 	host := func(a *attempt) {

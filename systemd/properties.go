@@ -65,7 +65,7 @@ func unitProperties(unit Unit, launcher string, version cgroupVersion) ([]proper
 		prop("Description", unit.Description),
 		prop("Slice", unit.Slice),
 		prop("Type", "notify"),
-		prop("NotifyAccess", "all"),
+		prop("NotifyAccess", "main"), // the launcher, until it names another
 		prop("ExecStart", launcherCommand(launcher, "run", unit.LaunchSpec)),
 		prop("ExecStopPost", launcherCommand(launcher, "record", unit.LaunchSpec)),
 		prop("Restart", "no"),

@@ -58,8 +58,8 @@ func coverWith(root rootDir, name string) error {
 	return attach(own, target)
 }
 
-// systemdRun is where systemd listens. Whoever reaches notifySocket from inside a unit may
-// speak for it (NotifyAccess=all): name another main process, say.
+// systemdRun is where systemd listens. A unit's main process that reaches notifySocket may
+// speak for the unit (NotifyAccess=main): name another main process, say.
 const (
 	systemdRun   = "/run/systemd"
 	notifySocket = systemdRun + "/notify"

@@ -3,8 +3,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -34,13 +36,33 @@ func newNotifier() (*notifier, error) {
 	return &notifier{fd: fd}, nil
 }
 
-// send sends one message and returns once systemd has handled it (BARRIER=1): after
-// that neither our exit nor the workload's can overtake it.
-func (n *notifier) send(message string) error {
+// appoint makes pid the unit's main process. From then on systemd hears nobody else
+// (NotifyAccess=main): what workloads start, and what kubectl exec starts, cannot speak
+// for the unit even where they reach systemd.
+func (n *notifier) appoint(pid int) error {
+	return n.send("MAINPID="+strconv.Itoa(pid), nil)
+}
+
+// running says in the name of the main process that it runs: root may (unix(7),
+// SCM_CREDENTIALS). NOTIFYACCESS= closes the door behind us where systemd knows it (254).
+// A main process that has ended meanwhile and was reaped is none to speak for: systemd
+// knows more than we do.
+func (n *notifier) running(pid int) error {
+	as := unix.UnixCredentials(&unix.Ucred{Pid: int32(pid), Uid: uint32(os.Getuid()), Gid: uint32(os.Getgid())})
+	err := n.send("READY=1\nNOTIFYACCESS=none", as)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	return err
+}
+
+// send sends one message, with control data or none, and returns once systemd has handled
+// it (BARRIER=1): after that neither our exit nor the workload's can overtake it.
+func (n *notifier) send(message string, control []byte) error {
 	if n.fd < 0 {
 		return nil
 	}
-	if err := unix.Sendto(n.fd, []byte(message), unix.MSG_NOSIGNAL, nil); err != nil {
+	if err := unix.Sendmsg(n.fd, []byte(message), control, nil, unix.MSG_NOSIGNAL); err != nil {
 		return fmt.Errorf("notify systemd: %w", err)
 	}
 	var pipe [2]int

@@ -69,10 +69,10 @@ func launch(spec *launchspec.Spec, specPath string) error {
 	if err != nil {
 		return err
 	}
-	if err := notify.send("MAINPID=" + strconv.Itoa(pid)); err != nil {
+	if err := notify.appoint(pid); err != nil {
 		return err // the child sees our end closed and gives up
 	}
-	return attend(spec, specPath, parent, notify, ready)
+	return attend(spec, specPath, parent, ready, func() error { return notify.running(pid) })
 }
 
 // startChild starts the second stage; ready is what it was given, nil outside of user namespaces.
@@ -86,13 +86,12 @@ func startChild(spec *launchspec.Spec, specPath string, child channel) (pid int,
 
 // attend follows the child until it has become the workload or failed. From here on the
 // child is the unit's main process: its exit code counts, ours does not.
-func attend(spec *launchspec.Spec, specPath string, child channel, notify *notifier, ready *handoff) error {
+func attend(spec *launchspec.Spec, specPath string, child channel, ready *handoff, running func() error) error {
 	for {
 		message, err := child.receive()
 		switch {
 		case errors.Is(err, io.EOF):
-			// NOTIFYACCESS= closes the door behind us where systemd knows it (254).
-			return notify.send("READY=1\nNOTIFYACCESS=none")
+			return running()
 		case err != nil:
 			return err
 		case message.Error != nil:

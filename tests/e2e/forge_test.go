@@ -11,6 +11,7 @@ import (
 
 	"github.com/vk-metal/vk-metal/tests/cluster"
 	"github.com/vk-metal/vk-metal/tests/registry"
+	"github.com/vk-metal/vk-metal/tests/workload"
 )
 
 // forgery is what a service tells systemd of itself; whoever gets it to systemd may name any
@@ -97,6 +98,7 @@ func TestForgedMainProcess(t *testing.T) {
 			}
 		})
 	}
+	e.oursAreClosed(pods)
 	// What is looked at does change where systemd is reached.
 	e.on(node, "systemd-run", "--quiet", "--unit=forger-control", "-p", "NotifyAccess=all", "sh", "-c", "systemd-notify STATUS=forged; exec sleep 60")
 	defer e.on(node, "systemctl", "stop", "forger-control.service")
@@ -106,6 +108,25 @@ func TestForgedMainProcess(t *testing.T) {
 		}
 		return ""
 	})
+}
+
+// oursAreClosed: a pod that sees the host's processes does not come to the host's files by
+// those of vk-metal.
+func (e *env) oursAreClosed(pods []*corev1.Pod) {
+	e.Helper()
+	for _, pod := range pods {
+		if !pod.Spec.HostPID {
+			continue
+		}
+		pod := e.pod(pod.Name)
+		for _, service := range []string{"vk-metal.service", "vk-metal-log.service"} {
+			pid := strings.TrimSpace(e.on(pod.Spec.NodeName, "systemctl", "show", "--property=MainPID", "--value", service))
+			look := fmt.Sprintf("grep -q ^Name:.vk-metal /proc/%[1]s/status && ! ls -d /proc/%[1]s/root/etc 2>&1", pid)
+			if _, stderr, err := workload.Exec(e.Context(), e.c.Config, pod, "", nil, "sh", "-c", look); err != nil {
+				e.Errorf("%s: the root of %s, process %s, is open (%v %s)", pod.Name, service, pid, err, stderr)
+			}
+		}
+	}
 }
 
 // toldOf is what systemd was told of the pod's units.
