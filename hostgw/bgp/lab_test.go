@@ -55,7 +55,8 @@ type order struct {
 func speak(dir string) error {
 	leave := false
 	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	s, err := New(Options{Dir: dir, Install: os.Getenv("BGP_SPEAKER_INSTALL") != "no", Log: log, Leave: func() bool { return leave }})
+	reopen, _ := time.ParseDuration(os.Getenv("BGP_SPEAKER_REOPEN"))
+	s, err := New(Options{Dir: dir, Install: os.Getenv("BGP_SPEAKER_INSTALL") != "no", Log: log, Leave: func() bool { return leave }, Reopen: reopen})
 	if err != nil {
 		return err
 	}
@@ -226,6 +227,26 @@ func (h *host) bird(id, conf string) (stop func()) {
 		"protocol kernel k6 { merge paths yes; ipv6 { export where source = RTS_BGP; }; }\n"
 	must(h.l.t, os.WriteFile(file, []byte(head+conf), 0o600))
 	return h.daemon("bird", "-f", "-c", file, "-s", file+".sock", "-P", file+".pid")
+}
+
+// birdc asks BIRD.
+func (h *host) birdc(command string) string {
+	out, _ := h.try(append([]string{"birdc", "-s", filepath.Join(h.l.dir, h.name+".bird.sock")}, strings.Fields(command)...)...)
+	return out
+}
+
+// birdShows waits until BIRD's answer holds all texts.
+func (h *host) birdShows(command string, texts ...string) {
+	h.l.t.Helper()
+	eventually(h.l.t, fmt.Sprintf("%s: %s shows %q", h.name, command, texts), func() error {
+		out := h.birdc(command)
+		for _, text := range texts {
+			if !strings.Contains(out, text) {
+				return errors.New(out)
+			}
+		}
+		return nil
+	})
 }
 
 // frr runs FRR's zebra and bgpd.

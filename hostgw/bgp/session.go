@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"reflect"
 	"slices"
 	"time"
 
@@ -168,13 +167,34 @@ func (v *session) applyPeer(ctx context.Context, p Peer) error {
 		return fmt.Errorf("set BGP peer %s: %w", p.Name, err)
 	}
 	v.peers[p.Address], v.keys[p.Address] = p, key
+	if there && old.MaxPrefixes != p.MaxPrefixes {
+		return v.reopen(ctx, p.Address)
+	}
 	return nil
 }
 
-// updatable says whether GoBGP notices the difference itself (UpdatePeer, v4.8.0).
+// reopen lets sessions that the prefix limit closed come up again; an invalid address is
+// all of them.
+func (v *session) reopen(ctx context.Context, only netip.Addr) error {
+	var closed []string
+	err := v.s.ListPeer(ctx, &api.ListPeerRequest{}, func(p *api.Peer) {
+		address := p.GetConf().GetNeighborAddress()
+		if p.GetState().GetAdminState() == api.PeerState_ADMIN_STATE_PFX_CT && (!only.IsValid() || address == only.String()) {
+			closed = append(closed, address)
+		}
+	})
+	for _, address := range closed {
+		if e := v.s.EnablePeer(ctx, &api.EnablePeerRequest{Address: address}); e != nil {
+			err = errors.Join(err, fmt.Errorf("open the session with BGP peer %s again: %w", address, e))
+		}
+	}
+	return err
+}
+
+// updatable says whether GoBGP notices the difference itself: UpdatePeer (v4.8.0) compares
+// nothing of route reflection.
 func updatable(old, now Peer) bool {
-	now.ReflectorClient, now.ClusterID = old.ReflectorClient, old.ClusterID
-	return reflect.DeepEqual(old.ReflectorClient, now.ReflectorClient) && old.Port == now.Port && old.ClusterID == now.ClusterID
+	return old.ReflectorClient == now.ReflectorClient && old.ClusterID == now.ClusterID && old.Port == now.Port
 }
 
 func (v *session) remove(ctx context.Context, a netip.Addr) error {

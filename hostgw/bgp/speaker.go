@@ -29,6 +29,9 @@ type Options struct {
 	// Leave says, when Run ends, whether the node goes for long: then everything is
 	// withdrawn. nil is no: peers keep the routes for the restart time.
 	Leave func() bool
+	// Reopen is how often sessions that the prefix limit closed are tried again; 5 minutes
+	// when 0.
+	Reopen time.Duration
 	// Problems gets what of the input cannot be used, whenever that changes; may be nil.
 	Problems func([]Problem)
 	// Log is slog.Default() when nil.
@@ -85,6 +88,9 @@ func New(o Options) (*Speaker, error) {
 	s := &Speaker{o: o, log: o.Log, wake: make(chan struct{}, 1), ask: make(chan chan Status), done: make(chan struct{}), dirty: map[netip.Prefix]bool{}, rib: map[netip.Prefix][]Path{}}
 	if s.log == nil {
 		s.log = slog.Default()
+	}
+	if s.o.Reopen == 0 {
+		s.o.Reopen = 5 * time.Minute
 	}
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make directory of BGP state: %w", err)
@@ -209,6 +215,8 @@ func (s *Speaker) Run(ctx context.Context) error {
 	s.started = time.Now()
 	tick := time.NewTicker(fullScan)
 	defer tick.Stop()
+	reopen := time.NewTicker(s.o.Reopen)
+	defer reopen.Stop()
 	retry := retryMin
 	for {
 		again := s.sync(ctx)
@@ -229,6 +237,8 @@ func (s *Speaker) Run(ctx context.Context) error {
 			s.note(event{plan: true, rib: true, kernel: true}, nil)
 		case <-tick.C:
 			s.note(event{rib: true, kernel: true}, nil)
+		case <-reopen.C:
+			s.reopen(ctx)
 		case reply := <-s.ask:
 			reply <- s.status()
 		case <-s.wake:
@@ -241,6 +251,15 @@ func pause(ctx context.Context, d time.Duration) {
 	select {
 	case <-ctx.Done():
 	case <-time.After(d):
+	}
+}
+
+func (s *Speaker) reopen(ctx context.Context) {
+	if s.server == nil {
+		return
+	}
+	if err := s.server.reopen(ctx, netip.Addr{}); err != nil {
+		s.log.Warn("sessions that the prefix limit closed stay closed", "error", err)
 	}
 }
 
