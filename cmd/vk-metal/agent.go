@@ -46,6 +46,7 @@ type agent struct {
 	pods      podParts
 	proxy     *services.Proxy // nil if somebody else makes Services work
 	bgp       *bgpPart        // nil without a configuration of BGP
+	lan       *lanPart        // announces addresses of load balancers
 	evictor   *evictor.Evictor
 	policy    *policy.Controller // nil if nobody or somebody else enforces network policies
 

@@ -29,7 +29,6 @@ import (
 type bgpPart struct {
 	a       *agent
 	speaker *bgp.Speaker
-	slices  cache.Indexer
 
 	mu       sync.Mutex
 	config   *config.BGP // nil until there is a good one
@@ -51,7 +50,7 @@ func (a *agent) bgpTasks(factory informers.SharedInformerFactory) ([]task.Task, 
 	if err != nil {
 		return nil, err
 	}
-	if err := b.watchServices(factory); err != nil {
+	if err := followServices(factory, b.service, b.servicesKnown); err != nil {
 		return nil, err
 	}
 	legacyregistry.RawMustRegister(b.speaker)
@@ -106,7 +105,7 @@ func (a *agent) tellBGP() {
 		Name: a.name, Addrs: a.addresses, PodCIDRs: cidrs, Labels: self.Labels, Annotations: self.Annotations,
 	}}
 	for _, p := range peers {
-		in.Others = append(in.Others, bgp.Node(p))
+		in.Others = append(in.Others, bgp.Node{Name: p.Name, Addrs: p.Addrs, PodCIDRs: p.PodCIDRs, Labels: p.Labels, Annotations: p.Annotations})
 	}
 	for _, s := range b.services {
 		in.Services = append(in.Services, s)
@@ -229,95 +228,24 @@ func (b *bgpPart) useConfigMap(ref string, obj any) {
 	b.use(config.ParseBGP(ref+"/"+bgpKey, []byte(text)))
 }
 
-const bySlicesService = "bgp-service"
-
-// watchServices follows Services and their endpoints; only what changes an address' fate
-// goes further.
-func (b *bgpPart) watchServices(factory informers.SharedInformerFactory) error {
-	list, sliceInformer := factory.Core().V1().Services().Informer(), factory.Discovery().V1().EndpointSlices().Informer()
-	err := sliceInformer.AddIndexers(cache.Indexers{bySlicesService: func(obj any) ([]string, error) {
-		s, ok := obj.(*discoveryv1.EndpointSlice)
-		if !ok {
-			return nil, nil
-		}
-		return []string{s.Namespace + "/" + s.Labels[discoveryv1.LabelServiceName]}, nil
-	}})
-	if err != nil {
-		return fmt.Errorf("index EndpointSlices: %w", err)
-	}
-	b.slices = sliceInformer.GetIndexer()
-	lister := factory.Core().V1().Services().Lister()
-	look := func(namespace, name string) {
-		s, err := lister.Services(namespace).Get(name)
-		if err != nil {
-			s = nil
-		}
-		b.service(namespace+"/"+name, s)
-	}
-	onService, err := list.AddEventHandler(onAny(func(obj any) {
-		if s, ok := obj.(*corev1.Service); ok {
-			look(s.Namespace, s.Name)
-		}
-	}))
-	if err != nil {
-		return fmt.Errorf("watch Services: %w", err)
-	}
-	onSlice, err := sliceInformer.AddEventHandler(onAny(func(obj any) {
-		if s, ok := obj.(*discoveryv1.EndpointSlice); ok {
-			look(s.Namespace, s.Labels[discoveryv1.LabelServiceName])
-		}
-	}))
-	if err != nil {
-		return fmt.Errorf("watch EndpointSlices: %w", err)
-	}
-	go func() {
-		// It ends with the process: the factory is stopped with the agent.
-		if cache.WaitForCacheSync(nil, onService.HasSynced, onSlice.HasSynced) {
-			b.mu.Lock()
-			b.synced = true
-			b.mu.Unlock()
-			b.a.tellBGP()
-		}
-	}()
-	return nil
-}
-
-func onAny(f func(any)) cache.ResourceEventHandlerFuncs {
-	return cache.ResourceEventHandlerFuncs{
-		AddFunc: f, UpdateFunc: func(_, obj any) { f(obj) },
-		DeleteFunc: func(obj any) {
-			if gone, ok := obj.(cache.DeletedFinalStateUnknown); ok {
-				obj = gone.Obj
-			}
-			f(obj)
-		},
-	}
-}
-
 // service takes one Service's state; nil is gone.
-func (b *bgpPart) service(name string, s *corev1.Service) {
+func (b *bgpPart) service(name string, s *corev1.Service, list []*discoveryv1.EndpointSlice) {
 	var now bgp.Service
 	told := false
 	if s != nil {
-		found, _ := b.slices.ByIndex(bySlicesService, name)
-		var list []*discoveryv1.EndpointSlice
-		for _, obj := range found {
-			if slice, ok := obj.(*discoveryv1.EndpointSlice); ok {
-				list = append(list, slice)
-			}
-		}
 		now, told = bgp.ServiceOf(s, list, b.a.name)
 	}
 	b.mu.Lock()
-	before, was := b.services[name]
-	same := told == was && (!told || reflect.DeepEqual(before, now))
-	if told {
-		b.services[name] = now
-	} else {
-		delete(b.services, name)
-	}
+	changed := keep(b.services, name, now, told)
 	b.mu.Unlock()
-	if !same {
+	if changed {
 		b.a.tellBGP()
 	}
+}
+
+func (b *bgpPart) servicesKnown() {
+	b.mu.Lock()
+	b.synced = true
+	b.mu.Unlock()
+	b.a.tellBGP()
 }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -99,6 +100,10 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 	if err != nil {
 		return nil, err
 	}
+	lanTasks, err := a.lanTasks(factory)
+	if err != nil {
+		return nil, err
+	}
 	if err := a.newPolicy(); err != nil {
 		return nil, err
 	}
@@ -161,7 +166,7 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 			ready()
 			return a.evictor.Run(ctx)
 		}),
-	}, append(bgpTasks, pluginTasks...)...), nil
+	}, slices.Concat(bgpTasks, pluginTasks, lanTasks)...), nil
 }
 
 // hostHas says whether a file of the kernel is there and begins with prefix.
@@ -266,6 +271,7 @@ func (a *agent) applyNetwork() {
 		a.pods.routes.SetPeers(others)
 	}
 	a.tellBGP()
+	a.tellLAN()
 	go a.awaitNetwork()
 }
 

@@ -118,6 +118,10 @@ type Network struct {
 	// BGPConfig is a BGP configuration file; BGPConfigMap, namespace/name, holds one for
 	// all nodes. The file goes before it. Both are followed while the agent runs.
 	BGPConfig, BGPConfigMap string
+	// AnnounceLAN announces LoadBalancer addresses by ARP and NDP: on LANInterfaces, or on
+	// every link with the address' subnet.
+	AnnounceLAN   bool
+	LANInterfaces []string
 }
 
 // BGPEnabled says whether the agent speaks BGP.

@@ -61,7 +61,9 @@ func (c *Config) fields(d *decoder) []field {
 			parsed(d, "vxlanPort", &c.Network.VXLANPort, parseInt(1, 65535)),
 			parsed(d, "routing", &c.Network.Routing, parseOneOf("HostGW", "BGP", "Both")),
 			parsed(d, "bgpConfig", &c.Network.BGPConfig, parsePath),
-			parsed(d, "bgpConfigMap", &c.Network.BGPConfigMap, parseConfigMap)),
+			parsed(d, "bgpConfigMap", &c.Network.BGPConfigMap, parseConfigMap),
+			parsed(d, "announceLAN", &c.Network.AnnounceLAN, parseBool),
+			listOf(d, "lanInterfaces", &c.Network.LANInterfaces, parseInterface)),
 		parsed(d, "serviceProxy", &c.ServiceProxy, parseOneOf("vk-metal", "external")),
 		parsed(d, "networkPolicy", &c.NetworkPolicy, parseOneOf("vk-metal", "external")),
 		d.section("logs",
@@ -88,6 +90,14 @@ func (c *Config) fields(d *decoder) []field {
 		parsed(d, "mergeDefaultEvictionSettings", &c.Eviction.MergeDefaults, parseBool),
 		parsed(d, "logLevel", &c.LogLevel, parseLevel),
 	}
+}
+
+// parseInterface takes what the kernel takes (dev_valid_name).
+func parseInterface(text string) (string, error) {
+	if text == "" || text == "." || text == ".." || len(text) > 15 || strings.ContainsAny(text, "/: \t\n") {
+		return "", fmt.Errorf("%q cannot be the name of a network interface", text)
+	}
+	return text, nil
 }
 
 func parseConfigMap(text string) (string, error) {

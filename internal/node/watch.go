@@ -24,6 +24,8 @@ type Peer struct {
 	Name     string
 	Addrs    []netip.Addr
 	PodCIDRs []netip.Prefix
+	// Ready is what the API server has of it.
+	Ready bool
 	// Labels are all, Annotations vk-metal's own.
 	Labels, Annotations map[string]string
 }
@@ -53,7 +55,8 @@ var ErrPeersForbidden = errors.New("the cluster does not let this node list the 
 type WatchOptions struct {
 	Client kubernetes.Interface
 	Name   string
-	// Self gets our own Node after each change of its metadata or spec; nil when it was deleted.
+	// Self gets our own Node after each change of its metadata, spec or readiness; nil when
+	// it was deleted.
 	Self func(*corev1.Node)
 	// Attached is called when the volumes that are attached to our Node have changed; may be nil.
 	Attached func()
@@ -146,9 +149,20 @@ func trim(obj any) (any, error) {
 	if node, ok := obj.(*corev1.Node); ok {
 		node.ManagedFields = nil
 		node.Annotations = ownAnnotations(node.Annotations)
-		node.Status = corev1.NodeStatus{Addresses: node.Status.Addresses, VolumesAttached: node.Status.VolumesAttached}
+		ready := corev1.NodeCondition{Type: corev1.NodeReady, Status: corev1.ConditionFalse}
+		if IsReady(node) {
+			ready.Status = corev1.ConditionTrue
+		}
+		node.Status = corev1.NodeStatus{Addresses: node.Status.Addresses, Conditions: []corev1.NodeCondition{ready}, VolumesAttached: node.Status.VolumesAttached}
 	}
 	return obj, nil
+}
+
+// IsReady says whether a Node's condition Ready is True.
+func IsReady(node *corev1.Node) bool {
+	return slices.ContainsFunc(node.Status.Conditions, func(c corev1.NodeCondition) bool {
+		return c.Type == corev1.NodeReady && c.Status == corev1.ConditionTrue
+	})
 }
 
 func (w *Watcher) call(f func()) {
@@ -157,7 +171,7 @@ func (w *Watcher) call(f func()) {
 	f()
 }
 
-// self passes our Node on unless only its status moved.
+// self passes our Node on unless only its status moved, readiness aside.
 func (w *Watcher) self(before, after any) {
 	now, ok := after.(*corev1.Node)
 	if !ok {
@@ -168,7 +182,7 @@ func (w *Watcher) self(before, after any) {
 	}
 	if old, ok := before.(*corev1.Node); ok && old.UID == now.UID && reflect.DeepEqual(old.Spec, now.Spec) &&
 		reflect.DeepEqual(old.Labels, now.Labels) && reflect.DeepEqual(old.Annotations, now.Annotations) &&
-		old.DeletionTimestamp.Equal(now.DeletionTimestamp) {
+		old.DeletionTimestamp.Equal(now.DeletionTimestamp) && IsReady(old) == IsReady(now) {
 		return
 	}
 	w.call(func() { w.o.Self(now) })
@@ -223,7 +237,7 @@ func toPeer(node *corev1.Node) (Peer, error) {
 	if err != nil {
 		return Peer{}, err
 	}
-	peer := Peer{Name: node.Name, PodCIDRs: cidrs, Labels: node.Labels, Annotations: node.Annotations}
+	peer := Peer{Name: node.Name, PodCIDRs: cidrs, Ready: IsReady(node), Labels: node.Labels, Annotations: node.Annotations}
 	for _, address := range node.Status.Addresses {
 		if address.Type != corev1.NodeInternalIP {
 			continue

@@ -59,10 +59,15 @@ var (
 	NodeIP6, OutIP6 = netip.MustParseAddr("2001:db8:1::1"), netip.MustParseAddr("2001:db8:1::2")
 )
 
+// Empty makes a world without hosts.
+func Empty(t testing.TB) *World {
+	RequireRoot(t)
+	return &World{t: t, dir: t.TempDir()}
+}
+
 // New makes a world without pods, which goes with the test.
 func New(t testing.TB) *World {
-	RequireRoot(t)
-	w := &World{t: t, dir: t.TempDir()}
+	w := Empty(t)
 	w.Node, w.Out = w.Namespace("node"), w.Namespace("out")
 	w.Join(w.Node, "uplink", w.Out, "lan")
 	w.In(w.Node, "ip addr add 198.51.100.1/24 dev uplink", "ip addr add 2001:db8:1::1/64 dev uplink nodad",
