@@ -20,6 +20,7 @@ import (
 	"github.com/vk-metal/vk-metal/internal/apiclient"
 	"github.com/vk-metal/vk-metal/internal/bootstrap"
 	"github.com/vk-metal/vk-metal/internal/config"
+	"github.com/vk-metal/vk-metal/internal/dnscache"
 	"github.com/vk-metal/vk-metal/internal/evictor"
 	"github.com/vk-metal/vk-metal/internal/node"
 	"github.com/vk-metal/vk-metal/internal/policy"
@@ -47,6 +48,7 @@ type agent struct {
 	proxy     *services.Proxy // nil if somebody else makes Services work
 	bgp       *bgpPart        // nil without a configuration of BGP
 	lan       *lanPart        // announces addresses of load balancers
+	dnsCache  *dnscache.Cache // nil without
 	evictor   *evictor.Evictor
 	policy    *policy.Controller // nil if nobody or somebody else enforces network policies
 

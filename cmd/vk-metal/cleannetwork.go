@@ -9,6 +9,7 @@ import (
 
 	"github.com/vk-metal/vk-metal/hostgw"
 	"github.com/vk-metal/vk-metal/hostgw/bgp"
+	"github.com/vk-metal/vk-metal/internal/dnscache"
 	"github.com/vk-metal/vk-metal/internal/netclean"
 	"github.com/vk-metal/vk-metal/netns"
 )
@@ -16,7 +17,8 @@ import (
 // networkMarks are what everything of ours in the host's network bears.
 var networkMarks = netclean.Marks{
 	Tables: "vk-metal-", Links: "vk-metal/1 ",
-	Routes: []int{bgp.RouteProtocol, hostgw.RouteProtocol, netns.RouteProtocol},
+	Routes: []int{bgp.RouteProtocol, hostgw.RouteProtocol, netns.RouteProtocol, dnscache.RouteProtocol},
+	Rules:  []int{dnscache.RouteProtocol},
 }
 
 // newCleanNetwork is for a server that is no node any more: the package's purge runs it.

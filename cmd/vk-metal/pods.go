@@ -104,6 +104,9 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := a.newDNSCache(); err != nil {
+		return nil, err
+	}
 	if err := a.newPolicy(); err != nil {
 		return nil, err
 	}
@@ -146,6 +149,7 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 		task.New("service-proxy", a.runServiceProxy),
 		task.New("endpoints", watchEndpoints),
 		task.New("network-policy", a.runPolicy),
+		task.New("dns-cache", a.runDNSCache),
 		task.New("pod-network", func(ctx context.Context, ready func()) error {
 			ready()
 			defer a.pods.network.Close()

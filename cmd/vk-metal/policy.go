@@ -15,7 +15,11 @@ func (a *agent) newPolicy() (err error) {
 	if a.cfg.NetworkPolicy != "vk-metal" {
 		return nil
 	}
-	a.policy, err = policy.New(policy.Options{NodeName: a.name, PodLinkGroup: netns.LinkGroup, Client: a.client, Log: a.log})
+	options := policy.Options{NodeName: a.name, PodLinkGroup: netns.LinkGroup, Client: a.client, Log: a.log}
+	if a.dnsCache != nil {
+		options.Restricted = a.dnsCache.SetDirect
+	}
+	a.policy, err = policy.New(options)
 	if err != nil {
 		return err
 	}

@@ -42,6 +42,8 @@ type Config struct {
 
 	ClusterDNS    []netip.Addr
 	ClusterDomain string
+	// DNSCache answers pods' queries to ClusterDNS on the node.
+	DNSCache bool
 	// NodeIPs are the node's addresses, the first is the primary; empty finds them.
 	NodeIPs            []netip.Addr
 	NodeLabels         map[string]string

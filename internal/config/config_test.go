@@ -159,6 +159,7 @@ func TestParseMistakes(t *testing.T) {
 		"length of time":      {head + "imageMinimumGCAge: 2 days\n", "is not a length of time"},
 		"log size":            {head + "logs: {maxSize: 1}\n", "from 64Ki to 16Gi"},
 		"BGP without config":  {head + "network: {routing: BGP}\n", "f.yaml:4: network.routing: BGP needs a BGP configuration"},
+		"cache of nothing":    {head + "dnsCache: true\n", "set clusterDNS"},
 		"bad interface":       {head + "network: {lanInterfaces: [a/b]}\n", "cannot be the name of a network interface"},
 		"bad ConfigMap":       {head + "network: {bgpConfigMap: bgp}\n", "must be namespace/name"},
 		"four DNS servers":    {head + "clusterDNS: [1.1.1.1, 1.1.1.2, 1.1.1.3, 1.1.1.4]\n", "three servers at most"},

@@ -34,6 +34,7 @@ func (c *Config) fields(d *decoder) []field {
 		parsed(d, "bootstrapKubeconfig", &c.BootstrapKubeconfig, parsePath),
 		listOf(d, "clusterDNS", &c.ClusterDNS, parseAddr),
 		parsed(d, "clusterDomain", &c.ClusterDomain, parseDomain),
+		parsed(d, "dnsCache", &c.DNSCache, parseBool),
 		listOf(d, "nodeIPs", &c.NodeIPs, parseNodeIP),
 		{"nodeLabels", func(key string, node *yaml.Node) { c.NodeLabels = d.labels(key, node) }},
 		{"registerWithTaints", func(key string, node *yaml.Node) { c.RegisterWithTaints = d.taints(key, node) }},

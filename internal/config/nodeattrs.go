@@ -130,6 +130,9 @@ func (d *decoder) crossCheck(c *Config, root *yaml.Node) {
 	if critical := lookup(root, "shutdownGracePeriodCriticalPods"); critical != nil && c.Shutdown.CriticalPods > c.Shutdown.GracePeriod {
 		d.fail(critical.Line, "shutdownGracePeriodCriticalPods", "must not be more than shutdownGracePeriod, which is %s", c.Shutdown.GracePeriod)
 	}
+	if c.DNSCache && len(c.ClusterDNS) == 0 {
+		d.fail(lookup(root, "dnsCache").Line, "dnsCache", "needs the addresses of the cluster's DNS: set clusterDNS")
+	}
 	if len(c.ClusterDNS) > 3 {
 		d.fail(lookup(root, "clusterDNS").Line, "clusterDNS", "resolvers use three servers at most")
 	}

@@ -24,6 +24,8 @@ type Marks struct {
 	Links string
 	// Routes are the protocol numbers of routes, see ip-route(8).
 	Routes []int
+	// Rules are the protocol numbers of routing rules, see ip-rule(8).
+	Rules []int
 }
 
 // Remove removes what bears the marks from the network namespace at path; the empty path is
@@ -39,7 +41,7 @@ func Remove(path string, marks Marks) error {
 		return err
 	}
 	defer h.Close()
-	return errors.Join(removeTables(ns.FD(), marks.Tables), removeRoutes(h, marks.Routes), removeLinks(h, marks.Links))
+	return errors.Join(removeTables(ns.FD(), marks.Tables), removeRoutes(h, marks.Routes), removeRules(h, marks.Rules), removeLinks(h, marks.Links))
 }
 
 // removeTables deletes tables in one transaction each: none keeps another.
@@ -60,6 +62,27 @@ func removeTables(fd int, prefix string) error {
 		c.DelTable(table)
 		if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
 			errs = append(errs, fmt.Errorf("remove nftables table %s: %w", table.Name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// removeRules deletes routing rules.
+func removeRules(h *netlink.Handle, protocols []int) error {
+	var errs []error
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		rules, err := complete(func() ([]netlink.Rule, error) { return h.RuleList(family) })
+		if err != nil {
+			return fmt.Errorf("list routing rules: %w", err)
+		}
+		for i := range rules {
+			if !slices.Contains(protocols, int(rules[i].Protocol)) {
+				continue
+			}
+			rules[i].Family = family
+			if err := h.RuleDel(&rules[i]); err != nil && !errors.Is(err, unix.ENOENT) {
+				errs = append(errs, fmt.Errorf("remove routing rule %v: %w", rules[i], err))
+			}
 		}
 	}
 	return errors.Join(errs...)

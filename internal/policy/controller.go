@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -26,6 +27,9 @@ type Options struct {
 	HostNetNS string
 	Client    kubernetes.Interface
 	Log       *slog.Logger
+	// Restricted gets the addresses of this node's pods whose egress is restricted, sorted,
+	// whenever they change, before a new one of them starts; may be nil.
+	Restricted func([]netip.Addr) error
 	// Patience is how long Admit waits; 0 is 10 s.
 	Patience time.Duration
 }
@@ -167,6 +171,9 @@ func (c *Controller) step(whole bool) error {
 	d := c.engine.apply(work)
 	c.state.Unlock()
 	err := c.program(whole, d)
+	if err == nil && (whole || len(d.isolated) > 0) {
+		err = c.tellRestricted()
+	}
 	if err != nil {
 		c.mu.Lock()
 		c.pending.waiters = append(c.pending.waiters, work.waiters...)
@@ -184,6 +191,20 @@ func (c *Controller) step(whole bool) error {
 		close(w)
 	}
 	return nil
+}
+
+func (c *Controller) tellRestricted() error {
+	if c.o.Restricted == nil {
+		return nil
+	}
+	var list []netip.Addr
+	for t := range c.engine.content.isolated {
+		if t.direction == Egress {
+			list = append(list, t.addr)
+		}
+	}
+	slices.SortFunc(list, netip.Addr.Compare)
+	return c.o.Restricted(list)
 }
 
 // program prefers the change; the whole is put in place when the kernel refuses it.

@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -29,6 +31,9 @@ type enforced struct {
 	t      *testing.T
 	client *fake.Clientset
 	c      *Controller
+
+	mu         sync.Mutex
+	restricted []netip.Addr
 }
 
 func newEnforced(t *testing.T) *enforced {
@@ -40,7 +45,7 @@ func newEnforced(t *testing.T) *enforced {
 // start runs a Controller until the test, or the returned function, ends.
 func (e *enforced) start() (stop func()) {
 	e.t.Helper()
-	c, err := New(Options{NodeName: testNode, PodLinkGroup: testnet.LinkGroup, HostNetNS: e.Path("node"), Client: e.client, Log: testnet.Log(e.t), Patience: 300 * time.Millisecond})
+	c, err := New(Options{NodeName: testNode, PodLinkGroup: testnet.LinkGroup, HostNetNS: e.Path("node"), Client: e.client, Log: testnet.Log(e.t), Patience: 300 * time.Millisecond, Restricted: e.restrict})
 	testnet.Must(e.t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -60,6 +65,40 @@ func (e *enforced) start() (stop func()) {
 	}
 	e.t.Cleanup(stop)
 	return stop
+}
+
+func (e *enforced) restrict(list []netip.Addr) error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.restricted = list
+	return nil
+}
+
+// TestRestricted: who is under an egress policy is told, in both IP versions, until it is not.
+func TestRestricted(t *testing.T) {
+	e := newEnforced(t)
+	one, two := e.pod("one"), e.pod("two")
+	e.start()
+	told := func(what string, want ...netip.Addr) {
+		t.Helper()
+		testnet.Eventually(t, what, func() error {
+			e.mu.Lock()
+			defer e.mu.Unlock()
+			if !slices.Equal(e.restricted, want) {
+				return fmt.Errorf("%v, want %v", e.restricted, want)
+			}
+			return nil
+		})
+	}
+	e.policy("in", "{podSelector: {}, policyTypes: [Ingress]}")
+	e.policy("out", "{podSelector: {matchLabels: {app: two}}, policyTypes: [Egress]}")
+	told("one pod is restricted", two.V4, two.V6)
+	e.policy("all", denyAll)
+	told("both are", one.V4, two.V4, one.V6, two.V6)
+	for _, name := range []string{"out", "all"} {
+		testnet.Must(t, e.client.NetworkingV1().NetworkPolicies("shop").Delete(t.Context(), name, metav1.DeleteOptions{}))
+	}
+	told("nobody is")
 }
 
 func (e *enforced) namespace(name string, labels map[string]string) {

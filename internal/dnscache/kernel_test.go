@@ -1,0 +1,282 @@
+package dnscache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/miekg/dns"
+	"go.uber.org/goleak"
+
+	"github.com/vk-metal/vk-metal/internal/testnet"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+var (
+	cluster4 = netip.MustParseAddr("10.96.0.10")
+	cluster6 = netip.MustParseAddr("fd00:96::a")
+)
+
+// world is a node with a pod that asks and one that is the cluster's DNS, led to by rules
+// as the service proxy's.
+type world struct {
+	*testing.T
+	w           *testnet.World
+	client, dns *testnet.Pod
+	asked       atomic.Int64
+	down        atomic.Bool
+}
+
+func newWorld(t *testing.T) *world {
+	w := &world{T: t, w: testnet.New(t)}
+	w.client, w.dns = w.w.Pod(), w.w.Pod()
+	for family, to := range map[string][2]netip.Addr{"ip": {cluster4, w.dns.V4}, "ip6": {cluster6, w.dns.V6}} {
+		w.w.In(w.w.Node, "nft add table "+family+" svc")
+		for _, hook := range []string{"prerouting", "output"} {
+			w.w.In(w.w.Node, fmt.Sprintf("nft add chain %s svc %s { type nat hook %s priority -101 ; }", family, hook, hook),
+				fmt.Sprintf("nft add rule %s svc %s %s daddr %s dnat to %s", family, hook, family, to[0], to[1]))
+		}
+	}
+	w.w.In(w.w.Node, "ip route replace default via 198.51.100.2", "ip -6 route replace default via 2001:db8:1::2")
+	handler := dns.HandlerFunc(func(rw dns.ResponseWriter, m *dns.Msg) {
+		w.asked.Add(1)
+		if w.down.Load() {
+			return
+		}
+		_ = rw.WriteMsg(w.zone(m))
+	})
+	for _, network := range []string{"udp", "tcp"} {
+		s := &dns.Server{Addr: ":53", Net: network, Handler: handler}
+		started := make(chan struct{})
+		s.NotifyStartedFunc = func() { close(started) }
+		ended := make(chan error, 1)
+		testnet.Must(t, w.dns.NS.Do(func() (err error) { // sockets are opened by this thread
+			if network == "tcp" {
+				s.Listener, err = net.Listen(network, s.Addr)
+				return err
+			}
+			s.PacketConn, err = net.ListenPacket(network, s.Addr)
+			return err
+		}))
+		go func() { ended <- s.ActivateAndServe() }()
+		<-started
+		t.Cleanup(func() {
+			_ = s.Shutdown()
+			<-ended
+		})
+	}
+	return w
+}
+
+// zone knows names by their first label.
+func (w *world) zone(m *dns.Msg) *dns.Msg {
+	r := new(dns.Msg).SetReply(m)
+	name := m.Question[0].Name
+	switch label, _, _ := strings.Cut(name, "."); label {
+	case "none":
+		r.Rcode = dns.RcodeNameError
+		rr, _ := dns.NewRR("example. 30 IN SOA ns. h. 1 2 3 4 30")
+		r.Ns = append(r.Ns, rr)
+	case "big":
+		for i := range 100 {
+			rr, _ := dns.NewRR(fmt.Sprintf("%s 30 IN A 192.0.2.%d", name, i+1))
+			r.Answer = append(r.Answer, rr)
+		}
+	case "brief":
+		rr, _ := dns.NewRR(name + " 1 IN A 192.0.2.1")
+		r.Answer = append(r.Answer, rr)
+	default:
+		rr, _ := dns.NewRR(name + " 30 IN A 192.0.2.1")
+		r.Answer = append(r.Answer, rr)
+	}
+	return r
+}
+
+// start runs a cache; stop is what the kernel sees of a kill: the sockets are closed, the
+// rules stay.
+func (w *world) start() (c *Cache, stop func()) {
+	w.Helper()
+	c, err := New(Options{HostNetNS: w.w.Path("node"), Servers: []netip.Addr{cluster4, cluster6}, PodLinkGroup: testnet.LinkGroup, Log: testnet.Log(w)})
+	testnet.Must(w, err)
+	ctx, cancel := context.WithCancel(w.Context())
+	done := make(chan error, 1)
+	go func() { done <- c.Run(ctx) }()
+	stop = sync.OnceFunc(func() {
+		cancel()
+		testnet.Must(w, <-done)
+	})
+	w.Cleanup(stop)
+	w.eventually("the rules are there", func() error {
+		if out := w.w.Ruleset(); !strings.Contains(out, "table inet "+tableName) {
+			return errors.New(out)
+		}
+		return nil
+	})
+	return c, stop
+}
+
+func (w *world) eventually(what string, cond func() error) {
+	w.Helper()
+	testnet.Eventually(w, what, cond)
+}
+
+// ask asks as a pod does, from a new socket.
+func (w *world) ask(network string, server netip.Addr, name string, size uint16) (*dns.Msg, error) {
+	m := query(name)
+	if size > 0 {
+		m.SetEdns0(size, false)
+	}
+	var r *dns.Msg
+	err := w.client.NS.Do(func() (err error) {
+		c := dns.Client{Net: network, Timeout: 10 * time.Second}
+		r, _, err = c.Exchange(m, netip.AddrPortFrom(server, 53).String())
+		return err
+	})
+	return r, err
+}
+
+func (w *world) must(network string, server netip.Addr, name string) *dns.Msg {
+	w.Helper()
+	r, err := w.ask(network, server, name, 1232)
+	testnet.Must(w, err)
+	return r
+}
+
+// upstream says how many queries reached the cluster's DNS meanwhile.
+func (w *world) upstream(do func()) int64 {
+	before := w.asked.Load()
+	do()
+	return w.asked.Load() - before
+}
+
+// TestCache: the second question is answered here, over either protocol and IP version.
+func TestCache(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	for i, server := range []netip.Addr{cluster4, cluster6} {
+		name := fmt.Sprintf("name-%d.example.", i)
+		if n := w.upstream(func() { w.must("udp", server, name) }); n != 1 {
+			t.Fatalf("%s: the first question reached the cluster's DNS %d times", server, n)
+		}
+		for _, network := range []string{"udp", "tcp"} {
+			n := w.upstream(func() {
+				if r := w.must(network, server, strings.ToUpper(name)); len(r.Answer) != 1 || r.Question[0].Name != strings.ToUpper(name) || r.Answer[0].Header().Ttl > 30 {
+					t.Errorf("%s %s: %v", network, server, r)
+				}
+			})
+			if n != 0 {
+				t.Errorf("%s %s: the next question reached the cluster's DNS, too", network, server)
+			}
+		}
+	}
+	if n := w.upstream(func() {
+		for range 3 {
+			if r := w.must("udp", cluster4, "none.example."); r.Rcode != dns.RcodeNameError {
+				t.Error(r)
+			}
+		}
+	}); n != 1 {
+		t.Errorf("a name that is not there was asked for %d times", n)
+	}
+	small, err := w.ask("udp", cluster4, "big.example.", 0)
+	testnet.Must(t, err)
+	small.Compress = true // as it came
+	if !small.Truncated || small.Len() > dns.MinMsgSize {
+		t.Errorf("%d bytes, truncated %v", small.Len(), small.Truncated)
+	}
+	if r := w.must("tcp", cluster4, "big.example."); len(r.Answer) != 100 || r.Truncated {
+		t.Errorf("%d answers by TCP", len(r.Answer))
+	}
+	if out := w.w.In(w.w.Node, "conntrack -L -p udp --dport 53"); strings.Contains(out, w.client.V4.String()) {
+		t.Errorf("the connection tracking knows queries:\n%s", out)
+	}
+}
+
+// TestGone: with the agent gone queries go their usual way at once, although the rules are
+// still there; when it is back it answers again.
+func TestGone(t *testing.T) {
+	w := newWorld(t)
+	for round := range 3 {
+		_, stop := w.start()
+		name := fmt.Sprintf("name-%d.example.", round)
+		w.must("udp", cluster4, name)
+		if n := w.upstream(func() { w.must("udp", cluster4, name) }); n != 0 {
+			t.Errorf("round %d: not answered here", round)
+		}
+		stop()
+		if out := w.w.Ruleset(); !strings.Contains(out, "table inet "+tableName) {
+			t.Fatal("the rules went with the agent: this proves nothing")
+		}
+		for _, server := range []netip.Addr{cluster4, cluster6} {
+			for _, network := range []string{"udp", "tcp"} {
+				if n := w.upstream(func() { w.must(network, server, name) }); n != 1 {
+					t.Errorf("%s %s: %d questions reached the cluster's DNS", network, server, n)
+				}
+			}
+		}
+	}
+	testnet.Must(t, Remove(w.w.Path("node")))
+	testnet.Must(t, Remove(w.w.Path("node")))
+	if out := w.w.Ruleset() + w.w.In(w.w.Node, "ip rule") + w.w.In(w.w.Node, "ip -6 rule") + w.w.In(w.w.Node, "ip route show table all"); strings.Contains(out, tableName) || strings.Contains(out, "30315") {
+		t.Errorf("left behind:\n%s", out)
+	}
+	w.must("udp", cluster4, "name.example.")
+}
+
+// TestStale: while the cluster's DNS does not answer, what was true is told.
+func TestStale(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.must("udp", cluster4, "brief.example.")
+	w.down.Store(true)
+	w.eventually("it asks again after a second", func() error {
+		if n := w.upstream(func() {
+			if r := w.must("udp", cluster4, "brief.example."); len(r.Answer) != 1 {
+				t.Fatal(r)
+			}
+		}); n == 0 {
+			return errors.New("it does not")
+		}
+		return nil
+	})
+	if r := w.must("udp", cluster4, "other.example."); r.Rcode != dns.RcodeServerFailure {
+		t.Error(r)
+	}
+}
+
+// TestDirect: pods under an egress policy ask the cluster's DNS themselves.
+func TestDirect(t *testing.T) {
+	w := newWorld(t)
+	c, _ := w.start()
+	w.must("udp", cluster4, "name.example.")
+	testnet.Must(t, c.SetDirect([]netip.Addr{w.client.V4, w.client.V6}))
+	if n := w.upstream(func() { w.must("udp", cluster4, "name.example.") }); n != 1 {
+		t.Error("the cache answered")
+	}
+	testnet.Must(t, c.SetDirect(nil))
+	if n := w.upstream(func() { w.must("udp", cluster4, "name.example.") }); n != 0 {
+		t.Error("the cache does not answer any more")
+	}
+}
+
+// TestFlushed: somebody flushes all rules.
+func TestFlushed(t *testing.T) {
+	w := newWorld(t)
+	w.start()
+	w.must("udp", cluster4, "name.example.")
+	w.w.In(w.w.Node, "nft delete table inet "+tableName)
+	w.eventually("the rules are back", func() error {
+		if n := w.upstream(func() { w.must("udp", cluster4, "name.example.") }); n != 0 {
+			return errors.New("the cache does not answer")
+		}
+		return nil
+	})
+}
