@@ -38,6 +38,8 @@ type Options struct {
 	// ClusterDNS runs CoreDNS in the cluster, and has the registry serve all images that
 	// upstream's suite names.
 	ClusterDNS bool
+	// Controller has the registry serve the image of vk-metal's controller.
+	Controller bool
 	// BuildTag builds vk-metal with a tag, for tests that need a special build.
 	BuildTag string
 	// ControlPlane's Programs are filled in.
@@ -89,7 +91,7 @@ func (o Options) machines() []rig.MachineConfig {
 func Up(ctx context.Context, opts Options) (*Cluster, error) {
 	c := &Cluster{progress: opts.Progress, proxy: opts.ServiceProxy, dns: opts.ClusterDNS}
 	var err error
-	if c.parts, err = build(ctx, opts.ClusterDNS, opts.BuildTag, opts.Progress); err != nil {
+	if c.parts, err = build(ctx, &opts); err != nil {
 		return nil, err
 	}
 	c.Rig, err = rig.Up(ctx, rig.Config{Dir: opts.Dir, Racks: opts.Racks, Progress: opts.Progress})
@@ -154,8 +156,8 @@ func (c *Cluster) connect() error {
 }
 
 // build makes everything that takes processor time before anything runs.
-func build(ctx context.Context, upstream bool, tag string, printer *progress.Printer) (p parts, err error) {
-	store, err := artifacts.NewStore("", printer)
+func build(ctx context.Context, opts *Options) (p parts, err error) {
+	store, err := artifacts.NewStore("", opts.Progress)
 	if err != nil {
 		return p, err
 	}
@@ -166,7 +168,7 @@ func build(ctx context.Context, upstream bool, tag string, printer *progress.Pri
 		return p, err
 	}
 	makers := []func(context.Context, *artifacts.Store) (string, error){registry.Images}
-	if upstream {
+	if opts.ClusterDNS {
 		makers = append(makers, registry.UpstreamImages)
 	}
 	for _, images := range makers {
@@ -176,7 +178,11 @@ func build(ctx context.Context, upstream bool, tag string, printer *progress.Pri
 		}
 		p.images = append(p.images, layout)
 	}
-	p.deb, err = store.TaggedPackage(ctx, tag)
+	if p.deb, err = store.TaggedPackage(ctx, opts.BuildTag); err != nil || !opts.Controller {
+		return p, err
+	}
+	controller, err := registry.ControllerImage(ctx, store, p.deb)
+	p.images = append(p.images, controller)
 	return p, err
 }
 

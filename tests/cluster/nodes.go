@@ -61,7 +61,7 @@ func (c *Cluster) install(ctx context.Context, machine *rig.Machine) error {
 func (c *Cluster) AddNode(ctx context.Context, name, rack string) (*rig.Machine, error) {
 	if c.parts.deb == "" {
 		var err error
-		if c.parts, err = build(ctx, false, "", c.progress); err != nil {
+		if c.parts, err = build(ctx, &Options{Progress: c.progress}); err != nil {
 			return nil, err
 		}
 	}

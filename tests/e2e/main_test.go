@@ -59,6 +59,7 @@ func run(m *testing.M) int {
 	options := cluster.Options{Dir: dir, Nodes: 2, Progress: progress.New(os.Stderr)}
 	if os.Getenv(moreTests) != "" {
 		options.ControlPlane.APIServers = 2
+		options.Controller = true
 	}
 	limit := upTime
 	if os.Getenv("VK_METAL_TEST_V2") != "" {
