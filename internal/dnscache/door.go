@@ -45,7 +45,7 @@ type door struct {
 	conn   *nftables.Conn
 	portID uint32
 	direct []netip.Addr
-	open   bool
+	open   bool // the table was put in place: queries may come here
 }
 
 func newDoor(ns *linuxns.NS, servers []netip.Addr, group uint32) *door {
@@ -125,8 +125,11 @@ func (d *door) install() error {
 	if err := putRoutes(d.ns, d.servers); err != nil {
 		return err
 	}
+	if err := d.putTable(); err != nil {
+		return err
+	}
 	d.open = true
-	return d.putTable()
+	return nil
 }
 
 // putTable puts the whole table in place in one transaction: it is a handful of rules.

@@ -16,7 +16,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/vk-metal/vk-metal/tests/artifacts"
-	"github.com/vk-metal/vk-metal/tests/workload"
 )
 
 const pools = `apiVersion: vk-metal.io/v1alpha1
@@ -61,11 +60,16 @@ func (e *env) startLoadBalancers() {
 	if out, err := e.c.Kubectl(e.Context(), "apply", "-f", manifest); err != nil {
 		e.Fatalf("apply the manifest of the controller: %v\n%s", err, out)
 	}
-	ctx, cancel := context.WithTimeout(e.Context(), 2*time.Minute)
-	defer cancel()
-	if err := workload.WaitRolledOut(ctx, e.c.Client, metav1.NamespaceSystem, "vk-metal-controller"); err != nil {
-		e.Fatal(err)
-	}
+	e.eventually(2*time.Minute, func() string {
+		d, err := e.c.Client.AppsV1().Deployments(metav1.NamespaceSystem).Get(e.Context(), "vk-metal-controller", metav1.GetOptions{})
+		if err != nil {
+			return err.Error()
+		}
+		if d.Status.AvailableReplicas != *d.Spec.Replicas {
+			return fmt.Sprintf("%d replicas of the controller are available", d.Status.AvailableReplicas)
+		}
+		return ""
+	})
 }
 
 // outside asks as a host of the LAN that is no node; each question is a connection.
