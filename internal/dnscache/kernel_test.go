@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -14,7 +15,17 @@ import (
 
 	"github.com/miekg/dns"
 	"go.uber.org/goleak"
+	corev1 "k8s.io/api/core/v1"
+	discoveryv1 "k8s.io/api/discovery/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes/fake"
 
+	"github.com/vk-metal/vk-metal/internal/policy"
+	"github.com/vk-metal/vk-metal/internal/services"
 	"github.com/vk-metal/vk-metal/internal/testnet"
 )
 
@@ -25,10 +36,11 @@ var (
 	cluster6 = netip.MustParseAddr("fd00:96::a")
 )
 
-// world is a node with a pod that asks and one that is the cluster's DNS, led to by rules
-// as the service proxy's.
+// world is a node with a pod that asks and one that is the cluster's DNS, led to by the
+// service proxy.
 type world struct {
 	*testing.T
+	api         *fake.Clientset
 	w           *testnet.World
 	client, dns *testnet.Pod
 	asked       atomic.Int64
@@ -38,14 +50,8 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	w := &world{T: t, w: testnet.New(t)}
 	w.client, w.dns = w.w.Pod(), w.w.Pod()
-	for family, to := range map[string][2]netip.Addr{"ip": {cluster4, w.dns.V4}, "ip6": {cluster6, w.dns.V6}} {
-		w.w.In(w.w.Node, "nft add table "+family+" svc")
-		for _, hook := range []string{"prerouting", "output"} {
-			w.w.In(w.w.Node, fmt.Sprintf("nft add chain %s svc %s { type nat hook %s priority -101 ; }", family, hook, hook),
-				fmt.Sprintf("nft add rule %s svc %s %s daddr %s dnat to %s", family, hook, family, to[0], to[1]))
-		}
-	}
-	w.w.In(w.w.Node, "ip route replace default via 198.51.100.2", "ip -6 route replace default via 2001:db8:1::2")
+	w.api = fake.NewClientset(w.objects()...)
+	w.proxy()
 	handler := dns.HandlerFunc(func(rw dns.ResponseWriter, m *dns.Msg) {
 		w.asked.Add(1)
 		if w.down.Load() {
@@ -74,6 +80,58 @@ func newWorld(t *testing.T) *world {
 		})
 	}
 	return w
+}
+
+// objects are the Service of the cluster's DNS, with its endpoints, and the client.
+func (w *world) objects() []runtime.Object {
+	udp, tcp, node := corev1.ProtocolUDP, corev1.ProtocolTCP, testnet.NodeName
+	port := int32(53)
+	meta := func(name string) metav1.ObjectMeta {
+		return metav1.ObjectMeta{Namespace: "kube-system", Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: "dns"}}
+	}
+	names := []string{"dns", "dns-tcp"}
+	slice := func(kind discoveryv1.AddressType, a netip.Addr) *discoveryv1.EndpointSlice {
+		return &discoveryv1.EndpointSlice{
+			ObjectMeta: meta(strings.ToLower(string(kind))), AddressType: kind,
+			Endpoints: []discoveryv1.Endpoint{{Addresses: []string{a.String()}, NodeName: &node}},
+			Ports:     []discoveryv1.EndpointPort{{Name: &names[0], Port: &port, Protocol: &udp}, {Name: &names[1], Port: &port, Protocol: &tcp}},
+		}
+	}
+	pod := func(name string, p *testnet.Pod) *corev1.Pod {
+		out := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: name, UID: types.UID(name), Labels: map[string]string{"app": name}}}
+		out.Spec.NodeName, out.Status.PodIPs = testnet.NodeName, []corev1.PodIP{{IP: p.V4.String()}, {IP: p.V6.String()}}
+		return out
+	}
+	return []runtime.Object{
+		&corev1.Service{ObjectMeta: meta("dns"), Spec: corev1.ServiceSpec{
+			Type: corev1.ServiceTypeClusterIP, ClusterIP: cluster4.String(), ClusterIPs: []string{cluster4.String(), cluster6.String()},
+			Ports: []corev1.ServicePort{{Name: names[0], Port: 53, Protocol: udp}, {Name: names[1], Port: 53, Protocol: tcp}},
+		}},
+		slice(discoveryv1.AddressTypeIPv4, w.dns.V4), slice(discoveryv1.AddressTypeIPv6, w.dns.V6),
+		&corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "kube-system"}}, pod("client", w.client), pod("dns", w.dns),
+	}
+}
+
+// proxy runs the service proxy until the test ends.
+func (w *world) proxy() {
+	w.Helper()
+	factory := informers.NewSharedInformerFactory(w.api, 0)
+	p, err := services.New(services.Options{
+		Node: services.NodeFacts{Name: testnet.NodeName, Addresses: []netip.Addr{testnet.NodeIP4, testnet.NodeIP6}}, PodLinkGroup: testnet.LinkGroup,
+		HostNetNS: w.w.Path("node"), Services: factory.Core().V1().Services(), Slices: factory.Discovery().V1().EndpointSlices(), Log: testnet.Log(w),
+	})
+	testnet.Must(w, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done, ready := make(chan error, 1), make(chan struct{})
+	factory.Start(ctx.Done())
+	go func() { done <- p.Run(ctx, sync.OnceFunc(func() { close(ready) })) }()
+	w.Cleanup(func() {
+		cancel()
+		testnet.Must(w, <-done)
+		factory.Shutdown()
+		testnet.Must(w, p.Close())
+	})
+	<-ready
 }
 
 // zone knows names by their first label.
@@ -114,9 +172,10 @@ func (w *world) start() (c *Cache, stop func()) {
 		testnet.Must(w, <-done)
 	})
 	w.Cleanup(stop)
-	w.eventually("the rules are there", func() error {
-		if out := w.w.Ruleset(); !strings.Contains(out, "table inet "+tableName) {
-			return errors.New(out)
+	w.eventually("questions come here", func() error {
+		w.must("udp", cluster4, "ready.example.")
+		if c.cache.entries.Len() == 0 {
+			return errors.New("they do not")
 		}
 		return nil
 	})
@@ -161,6 +220,7 @@ func (w *world) upstream(do func()) int64 {
 func TestCache(t *testing.T) {
 	w := newWorld(t)
 	w.start()
+	w.w.In(w.w.Node, "conntrack -F") // before the start they passed it
 	for i, server := range []netip.Addr{cluster4, cluster6} {
 		name := fmt.Sprintf("name-%d.example.", i)
 		if n := w.upstream(func() { w.must("udp", server, name) }); n != 1 {
@@ -225,8 +285,13 @@ func TestGone(t *testing.T) {
 	}
 	testnet.Must(t, Remove(w.w.Path("node")))
 	testnet.Must(t, Remove(w.w.Path("node")))
-	if out := w.w.Ruleset() + w.w.In(w.w.Node, "ip rule") + w.w.In(w.w.Node, "ip -6 rule") + w.w.In(w.w.Node, "ip route show table all"); strings.Contains(out, tableName) || strings.Contains(out, "30315") {
+	if out := w.w.Ruleset(); strings.Contains(out, tableName) {
 		t.Errorf("left behind:\n%s", out)
+	}
+	for _, list := range []string{"ip rule", "ip -6 rule", "ip route show table all", "ip -6 route show table all"} {
+		if out := w.w.In(w.w.Node, list); strings.Contains(out, strconv.Itoa(routeTable)) {
+			t.Errorf("left behind:\n%s", out)
+		}
 	}
 	w.must("udp", cluster4, "name.example.")
 }
@@ -265,6 +330,72 @@ func TestDirect(t *testing.T) {
 	if n := w.upstream(func() { w.must("udp", cluster4, "name.example.") }); n != 0 {
 		t.Error("the cache does not answer any more")
 	}
+}
+
+// answered says whether a question is answered soon.
+func (w *world) answered() bool {
+	return nil == w.client.NS.Do(func() error {
+		client := dns.Client{Net: "udp", Timeout: 300 * time.Millisecond}
+		_, _, err := client.Exchange(query("name.example."), netip.AddrPortFrom(cluster4, 53).String())
+		return err
+	})
+}
+
+// TestPolicy: a pod whose egress is restricted asks through the policy: what it may not ask
+// the cluster's DNS, the cache does not tell it either.
+func TestPolicy(t *testing.T) {
+	w := newWorld(t)
+	c, _ := w.start()
+	p, err := policy.New(policy.Options{
+		NodeName: testnet.NodeName, PodLinkGroup: testnet.LinkGroup, HostNetNS: w.w.Path("node"), Client: w.api, Log: testnet.Log(t), Restricted: c.SetDirect,
+	})
+	testnet.Must(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	defer func() {
+		cancel()
+		testnet.Must(t, <-done)
+		testnet.Must(t, p.Close())
+	}()
+	w.must("udp", cluster4, "name.example.")
+	selected := metav1.LabelSelector{MatchLabels: map[string]string{"app": "client"}}
+	policies := w.api.NetworkingV1().NetworkPolicies("kube-system")
+	deny := &networkingv1.NetworkPolicy{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "kube-system", Name: "deny"},
+		Spec:       networkingv1.NetworkPolicySpec{PodSelector: selected, PolicyTypes: []networkingv1.PolicyType{networkingv1.PolicyTypeEgress}},
+	}
+	_, err = policies.Create(t.Context(), deny, metav1.CreateOptions{})
+	testnet.Must(t, err)
+	w.eventually("the pod gets no answer, although the cache has it", func() error {
+		if w.answered() {
+			return errors.New("it does")
+		}
+		return nil
+	})
+	allow := deny.DeepCopy()
+	allow.Name = "dns"
+	allow.Spec.Egress = []networkingv1.NetworkPolicyEgressRule{{To: []networkingv1.NetworkPolicyPeer{{PodSelector: &metav1.LabelSelector{MatchLabels: map[string]string{"app": "dns"}}}}}}
+	_, err = policies.Create(t.Context(), allow, metav1.CreateOptions{})
+	testnet.Must(t, err)
+	w.eventually("the pod asks the cluster's DNS, which it may", func() error {
+		if !w.answered() {
+			return errors.New("no answer")
+		}
+		return nil
+	})
+	if n := w.upstream(func() { w.must("tcp", cluster4, "name.example.") }); n != 1 {
+		t.Error("the cache answered")
+	}
+	for _, name := range []string{"deny", "dns"} {
+		testnet.Must(t, policies.Delete(t.Context(), name, metav1.DeleteOptions{}))
+	}
+	w.eventually("the cache answers again", func() error {
+		if n := w.upstream(func() { w.must("udp", cluster4, "name.example.") }); n != 0 {
+			return errors.New("it does not")
+		}
+		return nil
+	})
 }
 
 // TestFlushed: somebody flushes all rules.
