@@ -72,7 +72,7 @@ e2e: ## boot a cluster of machines and run the end-to-end tests on it (root; RUN
 	@cd tests && VK_METAL_E2E=1 VK_METAL_E2E_MORE=$(VK_METAL_E2E_MORE) VK_METAL_HOSTILE=$(VK_METAL_HOSTILE) go test -count=1 -v -timeout 60m -run '$(RUN)' ./e2e
 
 .PHONY: e2e-more
-e2e-more: ## run the end-to-end tests that CI does not run yet, too (root; RUN=regexp)
+e2e-more: ## run the slow end-to-end tests as well, which CI leaves out (root; RUN=regexp)
 	@$(MAKE) --no-print-directory e2e VK_METAL_E2E_MORE=1 RUN='$(RUN)'
 
 .PHONY: hostile
