@@ -39,11 +39,12 @@ func setup(t *testing.T) *env {
 	return setupFor(t, timeOf())
 }
 
-// setupMore is setup for the tests that CI does not run yet: make e2e-more does.
+// setupMore is setup for the tests that CI leaves out, because they take long or need more
+// than its cluster has: make e2e-more runs them as well.
 func setupMore(t *testing.T) *env {
 	t.Helper()
 	if shared != nil && os.Getenv(moreTests) == "" {
-		t.Skip("not run by CI yet: set " + moreTests + "=1 (make e2e-more)")
+		t.Skip("left out by CI: set " + moreTests + "=1 (make e2e-more)")
 	}
 	return setup(t)
 }

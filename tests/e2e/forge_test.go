@@ -69,7 +69,7 @@ func (e *env) forgers() []*corev1.Pod {
 // TestForgedMainProcess: a workload, also one that sees its host's files and network, tells
 // systemd that another process is its unit's, and nothing changes.
 func TestForgedMainProcess(t *testing.T) {
-	e := setupMore(t)
+	e := setup(t)
 	pods := e.forgers()
 	for _, pod := range pods {
 		e.create(pod)

@@ -216,7 +216,7 @@ func (e *env) certificate(node string) *x509.Certificate {
 // TestNoAgentBesideAKubelet: where a kubelet runs, the agent says so and does not start, its
 // pods run on, and it starts by itself when the kubelet has gone.
 func TestNoAgentBesideAKubelet(t *testing.T) {
-	e := setupMore(t)
+	e := setup(t)
 	node := cluster.NodeName(1)
 	pod := e.busybox("steady", "exec sleep 3600")
 	pod.Spec.NodeName = node

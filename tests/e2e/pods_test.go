@@ -188,7 +188,7 @@ func TestCrashingContainerBacksOff(t *testing.T) {
 // TestOutOfMemory: a container that takes more memory than it may is killed and says why, in
 // its status and after its restart.
 func TestOutOfMemory(t *testing.T) {
-	e := setupMore(t)
+	e := setup(t)
 	for name, policy := range map[string]corev1.RestartPolicy{"never": corev1.RestartPolicyNever, "always": corev1.RestartPolicyAlways} {
 		pod := e.busybox(name, "exec dd if=/dev/zero of=/dev/null bs=200M count=1")
 		pod.Spec.RestartPolicy = policy

@@ -25,7 +25,7 @@ import (
 // TestPortForward reaches ports of a pod through the API server, also one that listens on
 // the pod's loopback interface alone, several times at once and byte for byte.
 func TestPortForward(t *testing.T) {
-	e := setupMore(t)
+	e := setup(t)
 	pod := e.busybox("server", "mkdir /www && head -c 3000000 /dev/urandom >/www/data && exec httpd -f -p 127.0.0.1:8081 -h /www")
 	readyOnce(pod, "wget", "-q", "-O", "/dev/null", "http://127.0.0.1:8081/data")
 	e.create(pod)
@@ -92,7 +92,7 @@ func (e *env) hashOf(url string) (string, error) {
 // TestCopy copies a tree into a pod and out of it again with kubectl cp: same bytes and
 // modes. What is not there is not copied.
 func TestCopy(t *testing.T) {
-	e := setupMore(t)
+	e := setup(t)
 	e.create(e.busybox("box", "exec sleep 3600"))
 	e.waitPod("box", podTimeout, running)
 	source := filepath.Join(t.TempDir(), "tree")
@@ -140,7 +140,7 @@ func (e *env) kubectl(args ...string) string {
 
 // TestHostNetwork: such a pod is in the machine's own network, with its addresses and ports.
 func TestHostNetwork(t *testing.T) {
-	e := setupMore(t)
+	e := setup(t)
 	pod := e.busybox("host", "mkdir /www && hostname >/www/name && exec httpd -f -p 18081 -h /www")
 	pod.Spec.HostNetwork = true
 	readyOnce(pod, "wget", "-q", "-O", "/dev/null", "http://127.0.0.1:18081/name")
