@@ -77,6 +77,11 @@ func (s *Store) Pause(ctx context.Context) (file string, err error) {
 	return s.goTestProgram(ctx, "pause", "./cmd/pause")
 }
 
+// Plugins builds the CSI driver and device plugin for tests and returns the program's path.
+func (s *Store) Plugins(ctx context.Context) (file string, err error) {
+	return s.goTestProgram(ctx, "plugins", "./cmd/plugins")
+}
+
 // Metalrig builds the rig's own command, which the rig runs for its long-lived
 // helpers, and returns the program's path.
 func (s *Store) Metalrig(ctx context.Context) (file string, err error) {

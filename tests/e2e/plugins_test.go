@@ -1,0 +1,249 @@
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	storagev1 "k8s.io/api/storage/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/utils/ptr"
+
+	"github.com/vk-metal/vk-metal/tests/artifacts"
+	"github.com/vk-metal/vk-metal/tests/progress"
+	"github.com/vk-metal/vk-metal/tests/registry"
+)
+
+// plugin runs tests/cmd/plugins on a node until the test ends.
+func (e *env) plugin(node, unit string, args ...string) {
+	e.Helper()
+	store, err := artifacts.NewStore("", progress.New(e.Output()))
+	if err != nil {
+		e.Fatal(err)
+	}
+	program, err := store.Plugins(e.Context())
+	if err != nil {
+		e.Fatal(err)
+	}
+	machine := e.machine(node)
+	const file = "/usr/local/bin/test-plugins"
+	if err := machine.CopyIn(e.Context(), program, file); err != nil {
+		e.Fatal(err)
+	}
+	e.on(node, append([]string{"systemd-run", "--collect", "--unit", unit, file}, args...)...)
+	e.afterwards("stop plugin", func(ctx context.Context) error {
+		_, err := machine.Run(ctx, "systemctl", "stop", unit)
+		return err
+	})
+}
+
+// afterwards runs when the test is over, and its context with it.
+func (e *env) afterwards(what string, do func(context.Context) error) {
+	e.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		if err := do(ctx); err != nil {
+			e.Errorf("%s: %v", what, err)
+		}
+	})
+}
+
+const (
+	testDriver = "csi.test.example.com"
+	driverData = "/var/lib/test-csi"
+)
+
+// driver installs the CSI driver on a node, with its CSIDriver.
+func (e *env) driver(node string) {
+	e.Helper()
+	drivers := e.c.Client.StorageV1().CSIDrivers()
+	_, err := drivers.Create(e.Context(), &storagev1.CSIDriver{
+		ObjectMeta: metav1.ObjectMeta{Name: testDriver},
+		Spec: storagev1.CSIDriverSpec{
+			AttachRequired: ptr.To(false), PodInfoOnMount: ptr.To(true), FSGroupPolicy: ptr.To(storagev1.FileFSGroupPolicy),
+			VolumeLifecycleModes: []storagev1.VolumeLifecycleMode{storagev1.VolumeLifecyclePersistent, storagev1.VolumeLifecycleEphemeral},
+		},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		e.Fatal(err)
+	}
+	e.afterwards("remove CSIDriver", func(ctx context.Context) error {
+		return drivers.Delete(ctx, testDriver, metav1.DeleteOptions{})
+	})
+	e.plugin(node, "test-csi", "csi", testDriver, driverData)
+	e.eventually(time.Minute, func() string {
+		info, err := e.c.Client.StorageV1().CSINodes().Get(e.Context(), node, metav1.GetOptions{})
+		if err != nil || len(info.Spec.Drivers) != 1 || info.Spec.Drivers[0].Name != testDriver || info.Spec.Drivers[0].Allocatable == nil {
+			return "the driver is not in its CSINode"
+		}
+		return ""
+	})
+}
+
+// boundVolume makes a volume of the driver, and a claim that it is bound to.
+func (e *env) boundVolume(name string) {
+	e.Helper()
+	size := corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Mi")}
+	modes := []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
+	volumes := e.c.Client.CoreV1().PersistentVolumes()
+	_, err := volumes.Create(e.Context(), &corev1.PersistentVolume{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec: corev1.PersistentVolumeSpec{
+			Capacity: size, AccessModes: modes, ClaimRef: &corev1.ObjectReference{Namespace: e.ns, Name: name},
+			PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: testDriver, VolumeHandle: name}},
+		},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		e.Fatal(err)
+	}
+	e.afterwards("remove volume", func(ctx context.Context) error {
+		return volumes.Delete(ctx, name, metav1.DeleteOptions{})
+	})
+	claims := e.c.Client.CoreV1().PersistentVolumeClaims(e.ns)
+	_, err = claims.Create(e.Context(), &corev1.PersistentVolumeClaim{
+		ObjectMeta: metav1.ObjectMeta{Name: name},
+		Spec:       corev1.PersistentVolumeClaimSpec{VolumeName: name, AccessModes: modes, StorageClassName: ptr.To(""), Resources: corev1.VolumeResourceRequirements{Requests: size}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		e.Fatal(err)
+	}
+	e.eventually(time.Minute, func() string {
+		claim, err := claims.Get(e.Context(), name, metav1.GetOptions{})
+		if err != nil || claim.Status.Phase != corev1.ClaimBound {
+			return "the claim is not bound"
+		}
+		return ""
+	})
+}
+
+// TestVolumesOfDrivers: a driver's volumes are staged and published, outlive the agent, and are
+// given back although the pod went while it was away.
+func TestVolumesOfDrivers(t *testing.T) {
+	e := setupMore(t)
+	node := e.c.Rig.Machines()[0].Name
+	e.driver(node)
+	e.boundVolume("csi-" + e.ns)
+	pod := e.busybox("db", "echo kept >/data/file; sleep 3600")
+	pod.Spec.NodeName = node
+	pod.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: ptr.To(int64(1234)), FSGroup: ptr.To(int64(4321))}
+	pod.Spec.Volumes = []corev1.Volume{
+		{Name: "data", VolumeSource: corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: "csi-" + e.ns}}},
+		{Name: "scratch", VolumeSource: corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{Driver: testDriver}}},
+		{Name: "image", VolumeSource: corev1.VolumeSource{Image: &corev1.ImageVolumeSource{Reference: registry.Busybox}}},
+	}
+	pod.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{
+		{Name: "data", MountPath: "/data"},
+		{Name: "scratch", MountPath: "/scratch"},
+		{Name: "image", MountPath: "/image"},
+		{Name: "image", MountPath: "/image-bin", SubPath: "bin"},
+	}
+	e.create(pod)
+	pod = e.waitPod("db", podTimeout, running)
+	if got := e.exec(pod, "sh", "-c", "cat /data/file /scratch/pod; touch /image/x || ls -d /image/bin /image-bin/sh"); got != "kept\ndb/image-bin/sh\n/image/bin\n" {
+		t.Errorf("in the pod: %q", got)
+	}
+	stats := e.volumeStats(node, pod)
+	if stats["data"] != 1234567 {
+		t.Errorf("figures of the volumes: %v", stats)
+	}
+
+	e.on(node, "systemctl", "stop", "vk-metal.service")
+	if err := e.c.Client.CoreV1().Pods(e.ns).Delete(e.Context(), "db", *metav1.NewDeleteOptions(0)); err != nil {
+		t.Fatal(err)
+	}
+	if mounts := e.on(node, "cat", "/proc/self/mountinfo"); !strings.Contains(mounts, string(pod.UID)+"/volumes/kubernetes.io~csi") {
+		t.Error("the volume went with the agent")
+	}
+	e.on(node, "systemctl", "start", "vk-metal.service")
+	e.eventually(2*time.Minute, func() string {
+		if mounts := e.on(node, "cat", "/proc/self/mountinfo"); strings.Contains(mounts, "kubernetes.io~csi") || strings.Contains(mounts, "globalmount") {
+			return "volumes are published although their pod has gone"
+		}
+		return ""
+	})
+	if got := e.on(node, "cat", filepath.Join(driverData, "csi-"+e.ns, "file")); got != "kept\n" && got != "kept" {
+		t.Errorf("the data is %q", got)
+	}
+}
+
+// volumeStats are the capacities in the node's summary, by volume.
+func (e *env) volumeStats(node string, pod *corev1.Pod) map[string]uint64 {
+	e.Helper()
+	data, err := e.c.Client.CoreV1().RESTClient().Get().Resource("nodes").Name(node).SubResource("proxy").Suffix("stats/summary").DoRaw(e.Context())
+	if err != nil {
+		e.Fatal(err)
+	}
+	var summary struct {
+		Pods []struct {
+			PodRef      struct{ UID string }
+			VolumeStats []struct {
+				Name          string
+				CapacityBytes uint64
+			} `json:"volume"`
+		}
+	}
+	if err := json.Unmarshal(data, &summary); err != nil {
+		e.Fatal(err)
+	}
+	stats := map[string]uint64{}
+	for _, p := range summary.Pods {
+		if p.PodRef.UID != string(pod.UID) {
+			continue
+		}
+		for _, v := range p.VolumeStats {
+			stats[v.Name] = v.CapacityBytes
+		}
+	}
+	return stats
+}
+
+// TestDevicesOfPlugins: devices are counted, lent once, in the container, and still lent after
+// a new start of the agent.
+func TestDevicesOfPlugins(t *testing.T) {
+	e := setupMore(t)
+	node := e.c.Rig.Machines()[1].Name
+	const device = "test.example.com/device"
+	e.plugin(node, "test-device", "device", device, "2")
+	e.eventually(time.Minute, func() string {
+		n, err := e.c.Client.CoreV1().Nodes().Get(e.Context(), node, metav1.GetOptions{})
+		if err != nil {
+			return err.Error()
+		}
+		if has := n.Status.Allocatable[device]; has.Value() != 2 {
+			return "the node does not have the devices"
+		}
+		return ""
+	})
+	wants := func(name string) *corev1.Pod {
+		pod := e.busybox(name, "test -c /dev/test-device && head -c 0 /dev/test-device && cat /test-mount >/dev/null && echo $TEST_DEVICES && sleep 3600")
+		pod.Spec.Containers[0].Resources.Limits = corev1.ResourceList{device: resource.MustParse("1")}
+		return pod
+	}
+	e.create(wants("one"))
+	if pod := e.waitPod("one", podTimeout, running); pod.Spec.NodeName != node {
+		t.Errorf("it was scheduled to %s", pod.Spec.NodeName)
+	}
+	e.waitLog("one", "dev-0\n")
+	e.on(node, "systemctl", "restart", "vk-metal.service")
+	direct := wants("two")
+	direct.Spec.NodeName = node
+	e.create(direct)
+	e.waitPod("two", podTimeout, running)
+	e.waitLog("two", "dev-1\n")
+	third := wants("three")
+	third.Spec.NodeName = node
+	e.create(third)
+	pod := e.waitPod("three", podTimeout, phase(corev1.PodFailed))
+	if pod.Status.Reason != "UnexpectedAdmissionError" && !strings.HasPrefix(pod.Status.Reason, "OutOf") {
+		t.Errorf("the third pod failed with %q %q", pod.Status.Reason, pod.Status.Message)
+	}
+	e.remove("one", 20*time.Second)
+	e.create(wants("four"))
+	e.waitPod("four", podTimeout, running)
+	e.waitLog("four", "dev-0\n")
+}
