@@ -195,6 +195,7 @@ func describeGrant(a podplan.Allocation) string {
 
 // giveBack ends what the pod was granted: none of its processes is left. It is idempotent.
 func (w *worker) giveBack() {
+	w.giveBackDevices()
 	granted := &w.p.granted
 	granted.mu.Lock()
 	_, had := granted.pods[w.uid]

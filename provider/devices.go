@@ -75,6 +75,17 @@ func (w *worker) lentDevices(pod *corev1.Pod, c podplan.Container, attempt int) 
 	return o.value.(podplan.Lent), nil
 }
 
+// giveBackDevices lets other pods have the devices. It comes before the pod's end is reported: the
+// scheduler counts on them from then on. What fails is done again with the rest that the pod holds.
+func (w *worker) giveBackDevices() {
+	if w.p.deps.Devices == nil {
+		return
+	}
+	if err := w.p.deps.Devices.Release(string(w.uid)); err != nil {
+		w.log.Warn("Cannot take back the devices of an ended pod", "err", err)
+	}
+}
+
 // planLent looks at what the host has at the places that the plugin names.
 func planLent(lent devices.Lent) (podplan.Lent, error) {
 	out := podplan.Lent{Env: lent.Env}

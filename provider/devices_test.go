@@ -10,6 +10,8 @@ import (
 	"testing/synctest"
 
 	corev1 "k8s.io/api/core/v1"
+	kruntime "k8s.io/apimachinery/pkg/runtime"
+	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/vk-metal/vk-metal/internal/devices"
 	"github.com/vk-metal/vk-metal/internal/launchspec"
@@ -44,6 +46,12 @@ func (f *fakeDevices) Release(uid string) error {
 	return nil
 }
 
+func (f *fakeDevices) hasReleased(uid string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Contains(f.released, uid)
+}
+
 func (f *fakeDevices) set(err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -56,6 +64,14 @@ func TestPodsWithDevices(t *testing.T) {
 	w.facts = func(d *Deps) { d.Devices = lender }
 	synctest.Test(t, func(t *testing.T) {
 		w.t = t
+		early := false
+		w.client.PrependReactor("delete", "pods", func(action clienttesting.Action) (bool, kruntime.Object, error) {
+			del := action.(clienttesting.DeleteActionImpl)
+			if grace := del.DeleteOptions.GracePeriodSeconds; grace != nil && *grace == 0 && del.Name == "gpu" {
+				early = early || !lender.hasReleased("uid-gpu")
+			}
+			return false, nil, nil
+		})
 		w.boot("")
 		w.create("plain", nil)
 		pod := w.create("gpu", func(p *corev1.Pod) { p.Spec.Containers[0].Name = "lent" })
@@ -81,11 +97,11 @@ func TestPodsWithDevices(t *testing.T) {
 		if got, _ := w.get("gpu2"); got.Status.Reason != "UnexpectedAdmissionError" {
 			t.Errorf("it failed with %s %s", got.Status.Reason, got.Status.Message)
 		}
-		w.delete("gpu", 0)
-		w.until("devices are given back", func() bool {
-			lender.mu.Lock()
-			defer lender.mu.Unlock()
-			return slices.Contains(lender.released, string(pod.UID)) && slices.Contains(lender.released, string(refused.UID))
-		})
+		w.delete("gpu", 1)
+		w.until("devices are given back", func() bool { return lender.hasReleased(string(pod.UID)) && lender.hasReleased(string(refused.UID)) })
+		w.until("object gone", func() bool { _, ok := w.get("gpu"); return !ok })
+		if early {
+			t.Error("the object was deleted before its devices were given back")
+		}
 	})
 }
