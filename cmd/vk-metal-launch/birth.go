@@ -114,12 +114,12 @@ func readNotes(result io.Reader) (int, error) {
 //go:norace
 func (b *birth) fork() syscall.Errno {
 	all := ^uint64(0)
-	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&all)), uintptr(unsafe.Pointer(&b.mask)), 8, 0, 0)
+	_, _, _ = syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&all)), uintptr(unsafe.Pointer(&b.mask)), 8, 0, 0)
 	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE, b.parent|uintptr(unix.SIGCHLD), 0, 0, 0, 0, 0)
 	if errno == 0 && pid == 0 {
 		b.enter()
 	}
-	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&b.mask)), 0, 8, 0, 0)
+	_, _, _ = syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&b.mask)), 0, 8, 0, 0)
 	return errno
 }
 
@@ -166,7 +166,7 @@ func (b *birth) live() {
 			b.end(stepDescriptors, errno)
 		}
 	}
-	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&b.mask)), 0, 8, 0, 0)
+	_, _, _ = syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&b.mask)), 0, 8, 0, 0)
 	_, _, errno := syscall.RawSyscall6(unix.SYS_EXECVEAT, uintptr(b.self), uintptr(unsafe.Pointer(b.empty)),
 		uintptr(unsafe.Pointer(b.argv)), uintptr(unsafe.Pointer(b.envv)), unix.AT_EMPTY_PATH, 0)
 	b.end(stepExec, errno)
@@ -179,8 +179,8 @@ func (b *birth) live() {
 //go:norace
 func (b *birth) end(step int32, value syscall.Errno) {
 	b.note[0], b.note[1] = step, int32(value)
-	syscall.RawSyscall6(unix.SYS_WRITE, uintptr(b.report), uintptr(unsafe.Pointer(&b.note)), 8, 0, 0, 0)
+	_, _, _ = syscall.RawSyscall6(unix.SYS_WRITE, uintptr(b.report), uintptr(unsafe.Pointer(&b.note)), 8, 0, 0, 0)
 	for {
-		syscall.RawSyscall6(unix.SYS_EXIT_GROUP, 0, 0, 0, 0, 0, 0)
+		_, _, _ = syscall.RawSyscall6(unix.SYS_EXIT_GROUP, 0, 0, 0, 0, 0, 0)
 	}
 }

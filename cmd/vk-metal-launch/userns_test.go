@@ -5,6 +5,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -209,7 +210,7 @@ func (m *mapped) start() (int, error) {
 		m.t.Cleanup(func() { _ = unix.Kill(pid, unix.SIGKILL); _, _ = unix.Wait4(pid, nil, 0, nil) })
 	}
 	if err != nil || failure.Len() > 0 {
-		return pid, fmt.Errorf("%v: %s", err, failure.String())
+		return pid, errors.Join(err, errors.New(failure.String()))
 	}
 	return pid, nil
 }

@@ -58,7 +58,7 @@ func fileSystem(path string) (*csi.Stats, error) {
 	if err := unix.Statfs(path, &st); err != nil {
 		return nil, fmt.Errorf("read file system of %s: %w", path, err)
 	}
-	unit := int64(st.Frsize)
+	unit := st.Frsize
 	return &csi.Stats{
 		Capacity: int64(st.Blocks) * unit, Used: int64(st.Blocks-st.Bfree) * unit, Available: int64(st.Bavail) * unit,
 		Inodes: int64(st.Files), InodesUsed: int64(st.Files - st.Ffree), InodesFree: int64(st.Ffree),

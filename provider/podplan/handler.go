@@ -30,7 +30,7 @@ func checkStrict(pod *corev1.Pod, c Container, in PodInputs) error {
 	if in.Handler != StrictHandler {
 		return nil
 	}
-	problem := ""
+	var problem string
 	escalation, profile := containerContext(c).AllowPrivilegeEscalation, seccompProfile(pod, c)
 	switch {
 	case privileged(c):
