@@ -14,13 +14,13 @@ import (
 	"github.com/vk-metal/vk-metal/tests/cluster"
 )
 
-// smallDisk puts a file system of its own, with 256 MiB to spare, in the place of the agent's
-// state.
+// smallDisk puts a file system of its own, with 768 MiB to spare, in the place of the agent's
+// state: the image store leaves 256 MiB alone.
 const smallDisk = `set -e
 lib=/var/lib/vk-metal
 systemctl stop vk-metal.service
 mkdir /run/small-disk
-mount -t tmpfs -o mode=755,size=$(($(du -sm $lib | cut -f1) + 256))m small-disk /run/small-disk
+mount -t tmpfs -o mode=755,size=$(($(du -sm $lib | cut -f1) + 768))m small-disk /run/small-disk
 cp -a $lib/. /run/small-disk/
 mount --bind /run/small-disk $lib
 umount /run/small-disk
