@@ -8,6 +8,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	kruntime "k8s.io/apimachinery/pkg/runtime"
@@ -40,6 +41,7 @@ func (f *fakeDevices) Prepare(context.Context, string, string) (devices.Lent, er
 }
 
 func (f *fakeDevices) Release(uid string) error {
+	time.Sleep(time.Second) // of the bubble: who does not wait for it is found
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.released = append(f.released, uid)
