@@ -17,7 +17,7 @@ import (
 // TestUserNamespace: a pod with users of its own, its probe and what kubectl runs in it are in
 // one user namespace, which outlives the agent and goes with the pod.
 func TestUserNamespace(t *testing.T) {
-	e := setup(t)
+	e := setupMore(t)
 	node := cluster.NodeName(0)
 	pod := e.busybox("mapped", "exec sleep 3600")
 	pod.Spec.NodeName, pod.Spec.HostUsers = node, ptr.To(false)
@@ -36,6 +36,9 @@ func TestUserNamespace(t *testing.T) {
 	const script = "cat /proc/self/uid_map /data/probe; touch /data/x; stat -c %u:%g / /data/x /etc/hosts /dev/termination-log"
 	seen := e.exec(pod, "sh", "-c", script)
 	lines := strings.Split(strings.TrimSpace(seen), "\n")
+	for i := range lines {
+		lines[i] = strings.TrimSpace(lines[i])
+	}
 	if len(lines) != 6 || lines[0] != lines[1] || !strings.HasSuffix(lines[0], " 65536") || strings.Join(lines[2:], " ") != "0:0 0:300 0:0 0:0" {
 		t.Errorf("inside: %q", lines)
 	}
