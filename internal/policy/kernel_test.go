@@ -3,6 +3,7 @@ package policy
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -52,12 +53,11 @@ func (a *arena) next() uint16 {
 // from the node, twice, has to pass the same queues.
 func (a *arena) passed(packets []packet) ([]bool, error) {
 	out := make([]bool, len(packets))
-	ids := map[uint16]int{}
+	sent := make([]testnet.Packet, len(packets))
 	for i, p := range packets {
 		from := a.host(p.from)
-		raw := testnet.Packet{From: p.from, To: p.to, Protocol: uint8(p.protocol), Port: p.port, ID: a.next()}
-		ids[raw.ID] = i
-		if err := testnet.Inject(from.ns, raw); err != nil {
+		sent[i] = testnet.Packet{From: p.from, To: p.to, Protocol: uint8(p.protocol), Port: p.port, ID: a.next()}
+		if err := testnet.Inject(from.ns, sent[i]); err != nil {
 			return nil, err
 		}
 	}
@@ -71,10 +71,8 @@ func (a *arena) passed(packets []packet) ([]bool, error) {
 			if err != nil {
 				return nil, fmt.Errorf("node to %s: %w", h.v4, err)
 			}
-			for id, p := range seen {
-				if i, ours := ids[id]; ours && p.To == packets[i].to && p.From == packets[i].from {
-					out[i] = true
-				}
+			for i, p := range sent {
+				out[i] = out[i] || seen[p]
 			}
 		}
 	}
@@ -179,16 +177,17 @@ func (a *arena) compare(t *rapid.T, g *worldGen, e *engine) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	var wrong strings.Builder // rapid tells the last error alone of what it cannot reproduce
 	for i, p := range packets {
 		want := truth{g}.allows(p)
 		if passed[i] != want {
-			t.Errorf("%v passed: %t, want %t", p, passed[i], want)
+			fmt.Fprintf(&wrong, "%v passed: %t, want %t\n", p, passed[i], want)
 		}
 		if got := e.content.allows(p); got != want {
-			t.Errorf("%v is allowed by the content: %t, want %t", p, got, want)
+			fmt.Fprintf(&wrong, "%v is allowed by the content: %t, want %t\n", p, got, want)
 		}
 	}
-	if t.Failed() {
-		t.Fatalf("by these rules:\n%s", e.content)
+	if wrong.Len() > 0 {
+		t.Fatalf("%sby these rules:\n%s", wrong.String(), e.content)
 	}
 }

@@ -106,9 +106,10 @@ func Listen(ns *linuxns.NS) (*Tap, error) {
 // Close ends the Tap.
 func (t *Tap) Close() { _ = unix.Close(t.fd) }
 
-// Until returns what came before the last packet, by ID, and takes it all.
-func (t *Tap) Until(last Packet) (map[uint16]Packet, error) {
-	seen := map[uint16]Packet{}
+// Until returns what came before the last packet, and takes it all. Answers of the hosts
+// are among it: ports, or ICMP's type and code, are where packets have their ID.
+func (t *Tap) Until(last Packet) (map[Packet]bool, error) {
+	seen := map[Packet]bool{}
 	b := make([]byte, 2048)
 	for {
 		n, from, err := unix.Recvfrom(t.fd, b, 0)
@@ -128,7 +129,7 @@ func (t *Tap) Until(last Packet) (map[uint16]Packet, error) {
 		if p == last {
 			return seen, nil
 		}
-		seen[p.ID] = p
+		seen[p] = true
 	}
 }
 
