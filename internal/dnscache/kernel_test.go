@@ -26,6 +26,7 @@ import (
 
 	"github.com/vk-metal/vk-metal/internal/policy"
 	"github.com/vk-metal/vk-metal/internal/services"
+	"github.com/vk-metal/vk-metal/internal/testapi"
 	"github.com/vk-metal/vk-metal/internal/testnet"
 )
 
@@ -50,7 +51,7 @@ type world struct {
 func newWorld(t *testing.T) *world {
 	w := &world{T: t, w: testnet.New(t)}
 	w.client, w.dns = w.w.Pod(), w.w.Pod()
-	w.api = fake.NewClientset(w.objects()...)
+	w.api = testapi.NewClientset(w.objects()...)
 	w.proxy()
 	handler := dns.HandlerFunc(func(rw dns.ResponseWriter, m *dns.Msg) {
 		w.asked.Add(1)

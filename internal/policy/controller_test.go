@@ -22,6 +22,7 @@ import (
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
 
+	"github.com/vk-metal/vk-metal/internal/testapi"
 	"github.com/vk-metal/vk-metal/internal/testnet"
 )
 
@@ -37,7 +38,7 @@ type enforced struct {
 }
 
 func newEnforced(t *testing.T) *enforced {
-	e := &enforced{World: testnet.New(t), t: t, client: fake.NewClientset()}
+	e := &enforced{World: testnet.New(t), t: t, client: testapi.NewClientset()}
 	e.namespace("shop", nil)
 	return e
 }

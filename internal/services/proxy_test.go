@@ -21,6 +21,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 	"k8s.io/utils/ptr"
 
+	"github.com/vk-metal/vk-metal/internal/testapi"
 	"github.com/vk-metal/vk-metal/internal/testnet"
 )
 
@@ -34,7 +35,7 @@ type cluster struct {
 // proxied runs a Proxy in the node until the test, or the returned function, ends.
 func (w *world) proxied() *cluster {
 	w.t.Helper()
-	c := &cluster{world: w, client: fake.NewClientset()}
+	c := &cluster{world: w, client: testapi.NewClientset()}
 	w.t.Cleanup(c.start())
 	return c
 }
@@ -353,7 +354,7 @@ func TestUnreadyAtOnce(t *testing.T) {
 // TestAffinityOverRestarts: a client stays with its endpoint when the agent restarts, and
 // when the whole is put in place again.
 func TestAffinityOverRestarts(t *testing.T) {
-	c := &cluster{world: newWorld(t), client: fake.NewClientset()}
+	c := &cluster{world: newWorld(t), client: testapi.NewClientset()}
 	stop := c.start()
 	client := c.Pod()
 	var list []string
@@ -387,7 +388,7 @@ func TestAffinityOverRestarts(t *testing.T) {
 // TestRestart: a proxy that starts takes over without a failed connection, and forgets
 // what went while it was away.
 func TestRestart(t *testing.T) {
-	c := &cluster{world: newWorld(t), client: fake.NewClientset()}
+	c := &cluster{world: newWorld(t), client: testapi.NewClientset()}
 	stop := c.start()
 	client, one := c.Pod(), c.Pod()
 	c.Serve(one.NS, "one", 8080)
@@ -478,7 +479,7 @@ func TestHealth(t *testing.T) {
 
 // TestRivalComesAndGoes: a kube-proxy finds no rules of ours, and ours come back after it.
 func TestRivalComesAndGoes(t *testing.T) {
-	c := &cluster{world: newWorld(t), client: fake.NewClientset()}
+	c := &cluster{world: newWorld(t), client: testapi.NewClientset()}
 	var here atomic.Bool
 	here.Store(true)
 	c.apply(baseService())
@@ -508,7 +509,7 @@ func TestRivalComesAndGoes(t *testing.T) {
 // TestForbidden: without the right to see Services the proxy is off, says so once, and
 // leaves the rules as they are; with it, it works.
 func TestForbidden(t *testing.T) {
-	c := &cluster{world: newWorld(t), client: fake.NewClientset()}
+	c := &cluster{world: newWorld(t), client: testapi.NewClientset()}
 	c.apply(baseService())
 	stop := c.start()
 	stop()
