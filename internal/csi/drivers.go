@@ -20,6 +20,7 @@ import (
 	utilversion "k8s.io/apimachinery/pkg/util/version"
 	"k8s.io/client-go/kubernetes"
 
+	"github.com/vk-metal/vk-metal/internal/keylock"
 	"github.com/vk-metal/vk-metal/internal/paths"
 	"github.com/vk-metal/vk-metal/internal/plugins"
 )
@@ -49,8 +50,8 @@ type Manager struct {
 	waiting   map[string]time.Time // since when an attachment is waited for, by its name
 	tokens    map[tokenKey]heldToken
 
-	handles keyedMutex // by driver and handle
-	node    sync.Mutex // changes of Node and CSINode
+	handles keylock.Mutex // by driver and handle
+	node    sync.Mutex    // changes of Node and CSINode
 }
 
 var _ plugins.Handler = (*Manager)(nil)
@@ -233,16 +234,6 @@ func checkElement(what, s string) error {
 		return fmt.Errorf("%s %q cannot name a directory", what, s)
 	}
 	return nil
-}
-
-// keyedMutex is a lock for each name; names are few, those of volumes of this node.
-type keyedMutex struct{ locks sync.Map }
-
-func (k *keyedMutex) lock(name string) (unlock func()) {
-	l, _ := k.locks.LoadOrStore(name, &sync.Mutex{})
-	mu := l.(*sync.Mutex) //nolint:forcetypeassert // nothing else is stored
-	mu.Lock()
-	return mu.Unlock
 }
 
 var errNoHandle = errors.New("the volume has no volumeHandle")

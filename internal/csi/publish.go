@@ -31,7 +31,7 @@ func (m *Manager) Publish(ctx context.Context, v Volume) (Published, error) {
 		return Published{}, err
 	}
 	p := place{string(v.Pod.UID), v.Name}
-	defer m.handles.lock(s.driver + "^" + s.handle)()
+	defer m.handles.Lock(s.driver + "^" + s.handle)()
 	if pub := m.publication(p); pub != nil && pub.Done {
 		m.mu.Lock()
 		pub.volume = &v

@@ -49,7 +49,7 @@ func (m *Manager) tendTo(ctx context.Context, v Volume) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
-	defer m.handles.lock(s.driver + "^" + s.handle)()
+	defer m.handles.Lock(s.driver + "^" + s.handle)()
 	pub := m.publication(place{string(v.Pod.UID), v.Name})
 	if pub == nil {
 		return nil // taken down meanwhile

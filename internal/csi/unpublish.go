@@ -21,7 +21,7 @@ func (m *Manager) Unpublish(ctx context.Context, v Volume) error {
 	}
 	p := place{string(v.Pod.UID), v.Name}
 	path := m.publishPath(p.uid, v.Name, s)
-	defer m.handles.lock(s.driver + "^" + s.handle)()
+	defer m.handles.Lock(s.driver + "^" + s.handle)()
 	if m.publication(p) == nil && !m.traces(p.uid, v.Name, s) {
 		return nil // not a single call was made for it, or all has been undone
 	}

@@ -244,12 +244,11 @@ func (s *steadyClient) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// TestAffinity: a client stays with its endpoint while others come and go, and is free
-// again when affinity is switched off.
-func TestAffinity(t *testing.T) {
-	c := newWorld(t).proxied()
-	client := c.Pod()
-	var list []string
+// stuck is a client of a Service of four endpoints, pod0 to pod3, with affinity: mine is the
+// one that it has stuck to.
+func (c *cluster) stuck() (client *testnet.Pod, list []string, to netip.AddrPort, mine string) {
+	c.t.Helper()
+	client = c.Pod()
 	for i := range 4 {
 		p := c.Pod()
 		c.Serve(p.NS, fmt.Sprintf("pod%d", i), 8080)
@@ -259,13 +258,20 @@ func TestAffinity(t *testing.T) {
 	s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
 	c.apply(s)
 	c.endpoints(list...)
-	to := netip.MustParseAddrPort("10.96.0.10:80")
-	var mine string
-	testnet.Eventually(t, "somebody answers", func() error {
+	to = netip.MustParseAddrPort("10.96.0.10:80")
+	testnet.Eventually(c.t, "somebody answers", func() error {
 		a, err := testnet.Ask(client.NS, "tcp", to)
 		mine = a.Who
 		return err
 	})
+	return client, list, to, mine
+}
+
+// TestAffinity: a client stays with its endpoint while others come and go, and is free
+// again when affinity is switched off.
+func TestAffinity(t *testing.T) {
+	c := newWorld(t).proxied()
+	client, list, to, mine := c.stuck()
 	stays := func(what string) {
 		t.Helper()
 		for range 12 {
@@ -292,8 +298,7 @@ func TestAffinity(t *testing.T) {
 		}
 		return err
 	})
-	s = withUDP()
-	c.apply(s)
+	c.apply(withUDP())
 	seen := map[string]bool{}
 	testnet.Eventually(t, "all answer without affinity", func() error {
 		a, err := testnet.Ask(client.NS, "tcp", to)
@@ -356,24 +361,7 @@ func TestUnreadyAtOnce(t *testing.T) {
 func TestAffinityOverRestarts(t *testing.T) {
 	c := &cluster{world: newWorld(t), client: testapi.NewClientset()}
 	stop := c.start()
-	client := c.Pod()
-	var list []string
-	for i := range 4 {
-		p := c.Pod()
-		c.Serve(p.NS, fmt.Sprintf("pod%d", i), 8080)
-		list = append(list, p.V4.String())
-	}
-	s := withUDP()
-	s.Spec.SessionAffinity = corev1.ServiceAffinityClientIP
-	c.apply(s)
-	c.endpoints(list...)
-	to := netip.MustParseAddrPort("10.96.0.10:80")
-	var mine string
-	testnet.Eventually(t, "somebody answers", func() error {
-		a, err := testnet.Ask(client.NS, "tcp", to)
-		mine = a.Who
-		return err
-	})
+	client, _, to, mine := c.stuck()
 	for i := range 5 {
 		stop()
 		stop = c.start()

@@ -11,6 +11,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/vk-metal/vk-metal/internal/mounts"
 )
 
 // disk is a loop device of 16 MiB that goes with the test.
@@ -116,7 +118,7 @@ func TestDisksOfLocalVolumes(t *testing.T) {
 
 func wantMounted(t *testing.T, path string, want bool) {
 	t.Helper()
-	if mounted, err := isMountPoint(path); err != nil || mounted != want {
+	if mounted, err := mounts.IsMountPoint(path); err != nil || mounted != want {
 		t.Errorf("%s is mounted: %v %v, want %v", path, mounted, err, want)
 	}
 }

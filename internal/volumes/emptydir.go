@@ -11,6 +11,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	resourcehelper "k8s.io/component-helpers/resource"
+
+	"github.com/vk-metal/vk-metal/internal/mounts"
 )
 
 // emptyDir makes the directory once; what is in it is the containers'.
@@ -76,7 +78,7 @@ func (v volume) openToPod(dir string, mode uint32) error {
 // tmpfs mounts one tmpfs for the volume. Without fsGroup it is 01777, the kernel's default, as
 // with a kubelet.
 func (v volume) tmpfs(dir string, src *corev1.EmptyDirVolumeSource) error {
-	mounted, err := isMountPoint(dir)
+	mounted, err := mounts.IsMountPoint(dir)
 	if err != nil || mounted {
 		return err
 	}

@@ -10,6 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/vk-metal/vk-metal/internal/mounts"
 )
 
 // pagesOf says whether the medium is huge pages: HugePages, or HugePages-2Mi.
@@ -24,7 +26,7 @@ func (v volume) hugetlbfs(dir string, src *corev1.EmptyDirVolumeSource) error {
 	if err != nil {
 		return err
 	}
-	mounted, err := isMountPoint(dir)
+	mounted, err := mounts.IsMountPoint(dir)
 	if err != nil || mounted {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
+	"github.com/vk-metal/vk-metal/internal/keylock"
 	"github.com/vk-metal/vk-metal/internal/objects"
 	"github.com/vk-metal/vk-metal/internal/paths"
 )
@@ -43,7 +44,7 @@ type Manager struct {
 	opts Options
 	log  *slog.Logger
 	// shared guards what several pods may use at once, by name.
-	shared keyedMutex
+	shared keylock.Mutex
 }
 
 var _ Store = (*Manager)(nil)

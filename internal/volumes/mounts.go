@@ -14,8 +14,6 @@ import (
 	"github.com/vk-metal/vk-metal/internal/mounts"
 )
 
-var isMountPoint = mounts.IsMountPoint
-
 // unmountMemory unmounts the pod's own tmpfs mounts, and nothing else that may be mounted there.
 func (m *Manager) unmountMemory(uid string) error {
 	dir := filepath.Join(m.memoryDir(uid), dirEmpty)
@@ -36,7 +34,7 @@ func (m *Manager) unmountMemory(uid string) error {
 // unmountOurs takes a tmpfs, or a file system of huge pages, away even from under processes that still use it.
 func unmountOurs(path string) error {
 	for {
-		mounted, err := isMountPoint(path)
+		mounted, err := mounts.IsMountPoint(path)
 		if err != nil || !mounted {
 			return err
 		}

@@ -12,6 +12,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/vk-metal/vk-metal/internal/mounts"
 )
 
 const dirNFS = "kubernetes.io~nfs"
@@ -33,7 +35,7 @@ func (v volume) inlineNFS(ctx context.Context, src *corev1.NFSVolumeSource) (Mou
 // kernel's client is needed. Versions below 4 need what mount.nfs does, and are refused.
 func (v volume) nfs(ctx context.Context, name string, src *corev1.NFSVolumeSource, readonly bool, options []string) (Mounted, error) {
 	dir := v.m.opts.Layout.KubeletVolume(string(v.pod.UID), dirNFS, name)
-	mounted, err := isMountPoint(dir)
+	mounted, err := mounts.IsMountPoint(dir)
 	if err != nil || mounted {
 		return Mounted{Path: dir, Readonly: readonly}, err
 	}

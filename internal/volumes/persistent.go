@@ -13,6 +13,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	mountutils "k8s.io/mount-utils"
 	utilexec "k8s.io/utils/exec"
+
+	"github.com/vk-metal/vk-metal/internal/mounts"
 )
 
 // persistent makes a PersistentVolume ready for the pod.
@@ -83,7 +85,7 @@ func (v volume) local(rec *record, src *corev1.LocalVolumeSource) (Mounted, erro
 		mounted, err := deviceAt(src.Path)
 		return mounted, at(opMap, err)
 	}
-	defer v.m.shared.lock(rec.PV.Name)()
+	defer v.m.shared.Lock(rec.PV.Name)()
 	mounted := Mounted{Path: src.Path}
 	options := rec.PV.Spec.MountOptions
 	if st.Mode()&os.ModeDevice != 0 {
@@ -138,7 +140,7 @@ func (m *Manager) localMounts(pv string) string {
 // system first (spec.local.fsType, ext4 by default).
 func (m *Manager) mountDisk(pv *corev1.PersistentVolume, options []string) (string, error) {
 	dir := m.localMounts(pv.Name)
-	mounted, err := isMountPoint(dir)
+	mounted, err := mounts.IsMountPoint(dir)
 	if err != nil || mounted {
 		return dir, err
 	}
@@ -158,9 +160,9 @@ func (m *Manager) mountDisk(pv *corev1.PersistentVolume, options []string) (stri
 
 // releaseLocal unmounts a disk that no other pod uses.
 func (m *Manager) releaseLocal(uid string, pv *corev1.PersistentVolume) error {
-	defer m.shared.lock(pv.Name)()
+	defer m.shared.Lock(pv.Name)()
 	dir := m.localMounts(pv.Name)
-	mounted, err := isMountPoint(dir)
+	mounted, err := mounts.IsMountPoint(dir)
 	if err != nil || !mounted {
 		return err
 	}

@@ -9,9 +9,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/vk-metal/vk-metal/internal/mounts"
 )
 
 // dirRecords, below a pod's volumes, holds a record for each volume that is not made of the
@@ -172,7 +173,7 @@ func (m *Manager) removeKubeletPod(uid string) error {
 		case !entry.IsDir():
 			return nil
 		}
-		if mounted, err := isMountPoint(path); err != nil || mounted {
+		if mounted, err := mounts.IsMountPoint(path); err != nil || mounted {
 			return errors.Join(err, fs.SkipDir)
 		}
 		dirs = append(dirs, path)
@@ -182,14 +183,4 @@ func (m *Manager) removeKubeletPod(uid string) error {
 		_ = os.Remove(dirs[i]) //nolint:errcheck // what is not empty is somebody's
 	}
 	return err
-}
-
-// keyedMutex is a lock for each name. Names are few: those of volumes of this node.
-type keyedMutex struct{ locks sync.Map }
-
-func (k *keyedMutex) lock(name string) (unlock func()) {
-	l, _ := k.locks.LoadOrStore(name, &sync.Mutex{})
-	mu := l.(*sync.Mutex) //nolint:forcetypeassert // nothing else is stored
-	mu.Lock()
-	return mu.Unlock
 }

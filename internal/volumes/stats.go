@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/vk-metal/vk-metal/internal/csi"
+	"github.com/vk-metal/vk-metal/internal/mounts"
 )
 
 // Usage is what a volume takes and could take.
@@ -47,7 +48,7 @@ func (m *Manager) measure(ctx context.Context, pod *corev1.Pod, rec *record) (*c
 		return nil, nil
 	}
 	path := rec.PV.Spec.Local.Path
-	if mounted, err := isMountPoint(m.localMounts(rec.PV.Name)); err == nil && mounted {
+	if mounted, err := mounts.IsMountPoint(m.localMounts(rec.PV.Name)); err == nil && mounted {
 		path = m.localMounts(rec.PV.Name)
 	}
 	return fileSystem(path)
