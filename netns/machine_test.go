@@ -203,7 +203,7 @@ func must(t testing.TB, err error) {
 func eventually(t testing.TB, what string, cond func() error) {
 	t.Helper()
 	var err error
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if err = cond(); err == nil {
 			return
 		}

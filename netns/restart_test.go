@@ -161,10 +161,12 @@ func nothingLeft(t *testing.T, w *world, uid string) {
 	m := w.manager()
 	stop := w.start(m, Config{PodCIDRs: dualStack})
 	must(t, m.Teardown(context.Background(), uid))
-	eventually(t, "no link is left", func() error {
+	eventually(t, "no link is left, and none is waited for", func() error {
 		out := w.run(w.node, "ip", "-br", "link", "show", "group", fmt.Sprint(LinkGroup))
-		if out != "" {
-			return errors.New(out)
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if out != "" || len(m.dying) != 0 {
+			return fmt.Errorf("%s%v", out, m.dying)
 		}
 		return nil
 	})
@@ -175,8 +177,8 @@ func nothingLeft(t *testing.T, w *world, uid string) {
 	if _, err := os.Stat(w.layout().Namespace(uid, "net")); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("the namespace's file: %v", err)
 	}
-	if len(m.alloc.used) != 0 || len(m.ports) != 0 || len(m.dying) != 0 {
-		t.Errorf("addresses %v, ports %v, links %v are still claimed", m.alloc.used, m.ports, m.dying)
+	if len(m.alloc.used) != 0 || len(m.ports) != 0 {
+		t.Errorf("addresses %v, ports %v are still claimed", m.alloc.used, m.ports)
 	}
 }
 
