@@ -51,7 +51,7 @@ func BenchmarkLoad(b *testing.B) {
 	for _, n := range []int{1000, 10000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
 			w := newWorld(b)
-			t := newTable(w.Node.FD(), testnet.LinkGroup)
+			t := newTable(w.Node, testnet.LinkGroup)
 			defer t.close()
 			var st *state
 			start := rusage()
@@ -69,7 +69,7 @@ func BenchmarkLoad(b *testing.B) {
 func BenchmarkChange(b *testing.B) {
 	for _, n := range []int{1000, 10000} {
 		w := newWorld(b)
-		t := newTable(w.Node.FD(), testnet.LinkGroup)
+		t := newTable(w.Node, testnet.LinkGroup)
 		st := manyServices(n)
 		testnet.Must(b, t.replace(st.all()))
 		change := func(count, first int) {

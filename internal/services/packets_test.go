@@ -1,11 +1,17 @@
 package services
 
 import (
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vk-metal/vk-metal/internal/linuxns"
 	"github.com/vk-metal/vk-metal/internal/testnet"
@@ -18,7 +24,7 @@ func (w *world) load(ports ...Port) (*table, *state) {
 	for i, p := range ports {
 		s.set(p.ID, int64(i), []Port{p})
 	}
-	tb := newTable(w.Node.FD(), testnet.LinkGroup)
+	tb := newTable(w.Node, testnet.LinkGroup)
 	w.t.Cleanup(tb.close)
 	testnet.Must(w.t, tb.replace(s.all()))
 	return tb, s
@@ -71,6 +77,79 @@ func TestClusterIP(t *testing.T) {
 	if t.Failed() {
 		t.Log(w.Ruleset())
 	}
+}
+
+// TestResetConnectionIsForgotten: the client's next connection from a port whose last one was
+// reset chooses among the endpoints that there are now.
+func TestResetConnectionIsForgotten(t *testing.T) {
+	w := newWorld(t)
+	client, one, two := w.Pod(), w.Pod(), w.Pod()
+	w.Serve(two.NS, "two", 8080)
+	for _, v := range []string{"10.96.0.10", "fd00:96::10"} {
+		ip := netip.MustParseAddr(v)
+		to := netip.AddrPortFrom(ip, 80)
+		port := Port{
+			ID: v, Protocol: unix.IPPROTO_TCP, Some: true, Frontend: []Frontend{{Kind: ClusterIP, Addr: ip, Port: 80}},
+			Cluster: []netip.AddrPort{netip.AddrPortFrom(one.Addr(ip), 8080)},
+		}
+		for _, affinity := range []time.Duration{0, time.Hour} {
+			port.Affinity = affinity
+			w.load(port)
+			next := resets(t, one.NS, netip.AddrPortFrom(one.Addr(ip), 8080))
+			from := connect(t, client.NS, nil, to, true)
+			next()
+			moved := port
+			moved.Cluster = []netip.AddrPort{netip.AddrPortFrom(two.Addr(ip), 8080)}
+			w.load(moved)
+			connect(t, client.NS, from, to, false)
+		}
+	}
+	if t.Failed() {
+		t.Log(w.Ruleset())
+	}
+}
+
+// resets listens at an address and resets the one connection that comes; the returned
+// function waits for that.
+func resets(t *testing.T, ns *linuxns.NS, at netip.AddrPort) (wait func()) {
+	t.Helper()
+	var l net.Listener
+	testnet.Must(t, ns.Do(func() (err error) {
+		l, err = net.Listen("tcp", at.String())
+		return err
+	}))
+	done := make(chan error, 1)
+	go func() {
+		c, err := l.Accept()
+		if err == nil {
+			// With data that nobody has read, close sends a reset and no FIN.
+			_, err = io.ReadFull(c, make([]byte, 1))
+			err = errors.Join(err, c.(*net.TCPConn).SetLinger(0), c.Close())
+		}
+		done <- errors.Join(err, l.Close())
+	}()
+	return func() { testnet.Must(t, <-done) }
+}
+
+// connect asks from one client port (nil: any) and returns that port; reset says how the
+// connection has to end, else "two" has to answer.
+func connect(t *testing.T, ns *linuxns.NS, from net.Addr, to netip.AddrPort, reset bool) net.Addr {
+	t.Helper()
+	var c net.Conn
+	testnet.Must(t, ns.Do(func() (err error) {
+		c, err = (&net.Dialer{LocalAddr: from, Timeout: 20 * time.Second}).Dial("tcp", to.String())
+		return err
+	}))
+	defer c.Close()
+	_ = c.SetDeadline(time.Now().Add(20 * time.Second))
+	if reset {
+		_, _ = c.Write([]byte("?"))
+	}
+	answer, err := io.ReadAll(c)
+	if got := errors.Is(err, unix.ECONNRESET); got != reset || !reset && !strings.HasPrefix(string(answer), "two ") {
+		t.Errorf("%s from %s: %q (%v)", to, c.LocalAddr(), answer, err)
+	}
+	return c.LocalAddr()
 }
 
 // other is an address of an endpoint on another node: the outside host answers there.

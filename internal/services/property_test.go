@@ -104,7 +104,7 @@ func TestChangesAddUp(t *testing.T) {
 func TestKernelTakesAnyHistory(t *testing.T) {
 	w := newWorld(t)
 	rapid.Check(t, func(rt *rapid.T) {
-		tb := newTable(w.Node.FD(), testnet.LinkGroup)
+		tb := newTable(w.Node, testnet.LinkGroup)
 		defer tb.close()
 		s := newState()
 		if err := tb.replace(s.all()); err != nil {

@@ -79,7 +79,7 @@ func New(o Options) (*Proxy, error) {
 		return nil, err
 	}
 	p := &Proxy{
-		log: o.Log, ns: ns, table: newTable(ns.FD(), o.PodLinkGroup), services: o.Services, node: o.Node,
+		log: o.Log, ns: ns, table: newTable(ns, o.PodLinkGroup), services: o.Services, node: o.Node,
 		dirty: map[string]bool{}, unready: map[netip.Addr]bool{}, wake: make(chan struct{}, 1), check: make(chan struct{}, 1), state: newState(),
 		health: newHealth(ns, o.Log), stale: make(chan struct{}, 1), flows: flows{},
 		rival: func() (int, bool) { return rival("/proc", "self") }, rivalEvery: rivalEvery,
@@ -312,7 +312,7 @@ func Remove(hostNetNS string) error {
 		return err
 	}
 	defer ns.Close()
-	t := newTable(ns.FD(), 0)
+	t := newTable(ns, 0)
 	defer t.close()
 	return t.remove()
 }

@@ -47,6 +47,7 @@ type family struct {
 	loopback     []byte
 	mask         []byte
 	podGroup     uint32 // link group of pods' interfaces
+	closing      *nftables.NamedObj
 }
 
 func newFamily(ipv6 bool, podGroup uint32) *family {
@@ -120,7 +121,11 @@ func (f *family) translate() exprs {
 	if f.ipv6 {
 		proto = unix.NFPROTO_IPV6
 	}
-	return exprs{&expr.NAT{Type: expr.NATTypeDestNAT, Family: proto, RegAddrMin: reg1, RegProtoMin: r32(f.regs)}}
+	e := exprs{&expr.NAT{Type: expr.NATTypeDestNAT, Family: proto, RegAddrMin: reg1, RegProtoMin: r32(f.regs)}}
+	if f.closing != nil {
+		e = append(exprs{&expr.Objref{Type: int(f.closing.Type), Name: f.closing.Name}}, e...)
+	}
+	return e
 }
 
 func ne32(v uint32) []byte { return binaryutil.NativeEndian.PutUint32(v) }

@@ -2,6 +2,7 @@ package services
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -10,6 +11,9 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	mdnetlink "github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/vk-metal/vk-metal/internal/linuxns"
 )
 
 // elementsChunk is how many elements go into one netlink attribute, which holds 64 KiB.
@@ -21,21 +25,23 @@ const socketBuffer = 64 << 20
 // table owns the kernel's tables. It holds nothing of the wanted content but what it needs
 // to change it: the chains and groups that are there. Safe for concurrent use.
 type table struct {
-	nsFD     int
+	ns       *linuxns.NS
 	families []*family
 	sets     map[setName]*nftables.Set
 
 	mu     sync.Mutex
 	conn   *nftables.Conn // nil after an error
 	portID uint32
-	chains map[setName]bool // numbered chains that are there
-	groups map[string]*group
-	rules  map[setName][]uint64 // handles of the rules of each chain
+	// lingers: the kernel has no time-outs per connection (CONFIG_NF_CONNTRACK_TIMEOUT).
+	lingers bool
+	chains  map[setName]bool // numbered chains that are there
+	groups  map[string]*group
+	rules   map[setName][]uint64 // handles of the rules of each chain
 }
 
 // newTable makes a table of the namespace; podGroup is the link group of pods' interfaces.
-func newTable(nsFD int, podGroup uint32) *table {
-	t := &table{nsFD: nsFD, sets: map[setName]*nftables.Set{}}
+func newTable(ns *linuxns.NS, podGroup uint32) *table {
+	t := &table{ns: ns, sets: map[setName]*nftables.Set{}}
 	for _, ipv6 := range []bool{false, true} {
 		f := newFamily(ipv6, podGroup)
 		t.families = append(t.families, f)
@@ -71,7 +77,7 @@ func (t *table) open() (*nftables.Conn, error) {
 	if t.conn != nil {
 		return t.conn, nil
 	}
-	c, err := nftables.New(nftables.WithNetNSFd(t.nsFD), nftables.AsLasting(), nftables.WithSockOptions(func(c *mdnetlink.Conn) error {
+	c, err := nftables.New(nftables.WithNetNSFd(t.ns.FD()), nftables.AsLasting(), nftables.WithSockOptions(func(c *mdnetlink.Conn) error {
 		t.portID = c.PID()
 		// Best effort: the default is enough for a few hundred elements.
 		_, _ = c.SetReadBuffer(socketBuffer), c.SetWriteBuffer(socketBuffer)
@@ -127,15 +133,28 @@ func (t *table) change(d *delta) error {
 func (t *table) replace(content elements, groups map[string]*group) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	err := t.put(content, groups)
+	if !t.lingers && errors.Is(err, unix.ENOENT) {
+		t.lingers = true // the first kind of object that a kernel may lack
+		err = t.put(content, groups)
+	}
+	return err
+}
+
+func (t *table) put(content elements, groups map[string]*group) error {
 	c, err := t.open()
 	if err != nil {
 		return err
 	}
 	b := &batch{t: t, c: c, chains: map[setName]bool{}, groups: map[string]*group{}, clients: t.clients(groups)}
+	closing := t.closing()
 	for _, f := range t.families {
 		c.AddTable(f.table)
 		c.DelTable(f.table)
 		c.AddTable(f.table)
+		if f.setClosing(closing); f.closing != nil {
+			c.AddObj(f.closing)
+		}
 		for _, s := range f.sets() {
 			if !s.Interval {
 				s.Size = capacity(len(content[setName{f.ipv6, s.Name}]))
