@@ -87,7 +87,7 @@ func (w *worker) applyResize(ctx context.Context, pod *corev1.Pod, before, wante
 	limits := map[string]systemd.Resources{}
 	for unit, r := range units {
 		if c, ok := podplan.Find(pod, r.Container); ok {
-			limits[unit] = podplan.ContainerResources(c)
+			limits[unit] = podplan.ContainerResources(pod, c)
 		}
 	}
 	if err := w.checkUsage(ctx, before, wanted, limits); err != nil {

@@ -84,7 +84,7 @@ func unitOf(pod *corev1.Pod, c Container, start Start, in PodInputs, cin Contain
 			PodUID: uid, PodNamespace: pod.Namespace, PodName: pod.Name,
 			Container: c.Name, Attempt: start.Attempt, SpecHash: SpecHash(c), Image: cin.Image.Digest,
 		},
-		Resources:      ContainerResources(c),
+		Resources:      ContainerResources(pod, c),
 		LaunchSpec:     in.Layout.LaunchSpec(uid, c.Name, start.Attempt),
 		ExitRecord:     in.Layout.ExitRecord(uid, c.Name, start.Attempt),
 		OOMScoreAdjust: adjust,

@@ -67,7 +67,7 @@ func TestOverheadIsInTheSlice(t *testing.T) {
 	if *r.MemoryMax != 80<<20 || *r.CPUShares != 1536 || r.CPUQuota.Milliseconds() != 1500 {
 		t.Errorf("memory %d, shares %d, quota %s", *r.MemoryMax, *r.CPUShares, r.CPUQuota)
 	}
-	if c := ContainerResources(Containers(pod)[0]); *c.MemoryMax != 64<<20 {
+	if c := ContainerResources(pod, Containers(pod)[0]); *c.MemoryMax != 64<<20 {
 		t.Errorf("a container's memory is %d", *c.MemoryMax)
 	}
 }

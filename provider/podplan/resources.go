@@ -4,6 +4,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	resourcehelper "k8s.io/component-helpers/resource"
 
 	"github.com/vk-metal/vk-metal/systemd"
@@ -80,18 +81,25 @@ func allLimited(pod *corev1.Pod) (cpu, memory bool) {
 	return cpu, memory
 }
 
-// ContainerResources are the unit's limits.
-func ContainerResources(c Container) systemd.Resources {
-	request := c.Resources.Requests.Cpu().MilliValue()
-	limit := c.Resources.Limits.Cpu().MilliValue()
-	if request == 0 {
-		request = limit
+// ContainerResources are the unit's limits. A container without a limit of its own has its
+// pod's, so that it sees in its cgroup what binds it (pkg/kubelet/kuberuntime, getCPULimit).
+func ContainerResources(pod *corev1.Pod, c Container) systemd.Resources {
+	cpu := limitOf(pod, c, corev1.ResourceCPU)
+	request, set := c.Resources.Requests[corev1.ResourceCPU]
+	if !set {
+		request = cpu
 	}
-	shares := Shares(request)
-	return systemd.Resources{
-		CPUShares: &shares, CPUQuota: quota(limit),
-		MemoryMax: memoryMax(c.Resources.Limits.Memory().Value()),
+	shares := Shares(request.MilliValue())
+	memory := limitOf(pod, c, corev1.ResourceMemory)
+	return systemd.Resources{CPUShares: &shares, CPUQuota: quota(cpu.MilliValue()), MemoryMax: memoryMax(memory.Value())}
+}
+
+func limitOf(pod *corev1.Pod, c Container, name corev1.ResourceName) resource.Quantity {
+	limit := c.Resources.Limits[name]
+	if r := pod.Spec.Resources; r != nil && limit.IsZero() {
+		limit = r.Limits[name]
 	}
+	return limit
 }
 
 // QOS is the pod's class: what the API server computed, else the same rule.
