@@ -12,6 +12,7 @@ import (
 	"github.com/containerd/cgroups/v3/cgroup1"
 	"github.com/containerd/cgroups/v3/cgroup2"
 	v2stats "github.com/containerd/cgroups/v3/cgroup2/stats"
+	"golang.org/x/sys/unix"
 )
 
 // Stats are the figures of a unit's or slice's cgroup. What the kernel does not count
@@ -43,6 +44,9 @@ type PressureLine struct {
 
 // ErrNoCgroup says that a unit or slice has no cgroup (any more).
 var ErrNoCgroup = errors.New("no cgroup")
+
+// RootSlice is the slice of everything: of its figures the kernel has CPU time and pressure.
+const RootSlice = "-.slice"
 
 // Stats reads the figures of a unit or slice of any name.
 func (m *Manager) Stats(ctx context.Context, name string) (Stats, error) {
@@ -163,6 +167,9 @@ func statsV2(group string) (Stats, error) {
 		return Stats{}, err
 	}
 	metrics, err := cgroup.StatFiltered(cgroup2.StatPids | cgroup2.StatCPU | cgroup2.StatMemory | cgroup2.StatMemoryEvents | cgroup2.StatIO)
+	if errors.Is(err, unix.ENODEV) { // it has gone while it was read
+		return Stats{}, ErrNoCgroup
+	}
 	if err != nil {
 		return Stats{}, err
 	}
