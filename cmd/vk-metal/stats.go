@@ -26,18 +26,22 @@ type figures struct {
 
 var _ nodestats.Source = figures{}
 
-// Node implements nodestats.Source.
-func (f figures) Node(context.Context) (nodestats.Reading, error) {
+// Node implements nodestats.Source. Pressure is told on cgroup v2, as by a kubelet.
+func (f figures) Node(ctx context.Context) (nodestats.Reading, error) {
 	memory := f.host.Meminfo()
 	used, _ := f.host.WorkingSet()
 	cpu, err := f.host.CPUTime()
-	return nodestats.Reading{
+	reading := nodestats.Reading{
 		Time: time.Now(), CPU: cpu,
 		Memory:     uint64(memory["MemTotal"] - memory["MemFree"]),
 		WorkingSet: uint64(used),
 		RSS:        uint64(memory["AnonPages"]),
 		Limit:      uint64(memory["MemTotal"]),
-	}, err
+	}
+	if all, err := f.systemd.Stats(ctx, systemd.RootSlice); err == nil {
+		reading.CPUPressure, reading.MemoryPressure, reading.IOPressure = psi(all.CPUPressure), psi(all.MemoryPressure), psi(all.IOPressure)
+	}
+	return reading, err
 }
 
 // Pods implements nodestats.Source: the slices of the units that run, with their containers.

@@ -47,6 +47,10 @@ func (cadvisorCollector) Describe(ch chan<- *prometheus.Desc) {
 	} {
 		ch <- d
 	}
+	for _, p := range []pressureDescs{pressureCPU, pressureMemory, pressureIO} {
+		ch <- p.waiting
+		ch <- p.stalled
+	}
 }
 
 // Collect implements prometheus.Collector.
@@ -65,10 +69,12 @@ func (c cadvisorCollector) Collect(ch chan<- prometheus.Metric) {
 			return []string{container, "", "", "", pod.PodRef.Namespace, pod.PodRef.Name}
 		}
 		cadvisorUsage(ch, pod.CPU, pod.Memory, labels(""))
+		cadvisorPressure(ch, pod.CPU, pod.Memory, pod.IO, labels(""))
 		processes(ch, pod.ProcessStats, labels(""))
 		network(ch, pod.Network, labels("POD"))
 		for _, container := range pod.Containers {
 			cadvisorUsage(ch, container.CPU, container.Memory, labels(container.Name))
+			cadvisorPressure(ch, container.CPU, container.Memory, container.IO, labels(container.Name))
 			if !container.StartTime.IsZero() {
 				ch <- prometheus.MustNewConstMetric(cadvisorStart, prometheus.GaugeValue, float64(container.StartTime.Unix()), labels(container.Name)...)
 			}

@@ -124,6 +124,7 @@ func (b *fakeBackend) Summary(context.Context, bool) (*statsv1alpha1.Summary, er
 	pod.CPU, pod.Memory = usage()
 	c := statsv1alpha1.ContainerStats{Name: "runs", StartTime: metav1.Now()}
 	c.CPU, c.Memory = usage()
+	c.IO = &statsv1alpha1.IOStats{PSI: &statsv1alpha1.PSIStats{Some: statsv1alpha1.PSIData{Total: 1_500_000}, Full: statsv1alpha1.PSIData{Total: 500_000}}}
 	pod.Containers = append(pod.Containers, c)
 	s.Pods = append(s.Pods, pod)
 	return &s, nil
@@ -462,8 +463,12 @@ func (f *fixture) testMetrics(t *testing.T) {
 	for path, wants := range map[string][]string{
 		"/metrics":          {"go_goroutines", "process_start_time_seconds"},
 		"/metrics/resource": {"node_cpu_usage_seconds_total 2.5", `container_memory_working_set_bytes{container="runs",namespace="ns",pod="p"} 1.048576e+06`, `pod_cpu_usage_seconds_total{namespace="ns",pod="p"} 2.5`, "resource_scrape_error 0"},
-		"/metrics/cadvisor": {`container_cpu_usage_seconds_total{container="runs",cpu="total",id="",image="",name="",namespace="ns",pod="p"} 2.5`},
-		"/stats/summary":    {`"usageCoreNanoSeconds":2500000000`},
+		"/metrics/cadvisor": {
+			`container_cpu_usage_seconds_total{container="runs",cpu="total",id="",image="",name="",namespace="ns",pod="p"} 2.5`,
+			`container_pressure_io_waiting_seconds_total{container="runs",id="",image="",name="",namespace="ns",pod="p"} 1.5`,
+			`container_pressure_io_stalled_seconds_total{container="runs",id="",image="",name="",namespace="ns",pod="p"} 0.5`,
+		},
+		"/stats/summary": {`"usageCoreNanoSeconds":2500000000`},
 	} {
 		code, body := f.do("GET", path, &f.admin, "")
 		if code != 200 {

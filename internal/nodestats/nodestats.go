@@ -95,7 +95,7 @@ func (s *Summarizer) Summary(ctx context.Context, onlyCPUAndMemory bool) (*stats
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	summary := &statsv1alpha1.Summary{Node: statsv1alpha1.NodeStats{
-		NodeName: s.nodeName, StartTime: metav1.NewTime(s.boot), CPU: s.cpu("node", node), Memory: memory(node),
+		NodeName: s.nodeName, StartTime: metav1.NewTime(s.boot), CPU: s.cpu("node", node), Memory: memory(node), IO: diskIO(node),
 	}}
 	for i := range pods {
 		summary.Pods = append(summary.Pods, s.pod(&pods[i]))

@@ -74,13 +74,14 @@ func TestPressure(t *testing.T) {
 		return &statsv1alpha1.PSIStats{Some: statsv1alpha1.PSIData{Total: total}}
 	}
 	with := Reading{Time: time.Now(), CPUPressure: psi(1), MemoryPressure: psi(2), IOPressure: psi(3)}
-	f := &fakeSource{pods: []Pod{{Name: "p", UID: "u", Reading: with, Containers: []Container{{Name: "with", Reading: with}, {Name: "without"}}}}}
+	f := &fakeSource{node: with, pods: []Pod{{Name: "p", UID: "u", Reading: with, Containers: []Container{{Name: "with", Reading: with}, {Name: "without"}}}}}
 	summary, err := New("n", time.Now(), f).Summary(t.Context(), true)
 	if err != nil {
 		t.Fatal(err)
 	}
 	pod := summary.Pods[0]
 	for who, got := range map[string][3]*statsv1alpha1.PSIStats{
+		"node":      {summary.Node.CPU.PSI, summary.Node.Memory.PSI, summary.Node.IO.PSI},
 		"pod":       {pod.CPU.PSI, pod.Memory.PSI, pod.IO.PSI},
 		"container": {pod.Containers[0].CPU.PSI, pod.Containers[0].Memory.PSI, pod.Containers[0].IO.PSI},
 	} {
