@@ -17,7 +17,8 @@ import (
 
 // end releases what a pod holds once its processes are dead, deletes its object once that
 // is asked for and its final status is there, and removes its traces once it is gone. It
-// says whether nothing is left.
+// says whether nothing is left. Like a kubelet's, the object of a pod with volumes that others
+// lend stays until they have them back: who waits for it may then attach them elsewhere.
 func (w *worker) end(pod *corev1.Pod, gone bool, d podplan.Decision, reported bool) bool {
 	if d.Ending {
 		w.cancelOps(func(key string) bool {
@@ -27,14 +28,17 @@ func (w *worker) end(pod *corev1.Pod, gone bool, d podplan.Decision, reported bo
 	if !d.Done || w.preparing() {
 		return false
 	}
-	if pod.DeletionTimestamp != nil && !gone && reported {
-		w.deleteObject(pod)
+	deletable := pod.DeletionTimestamp != nil && !gone && reported
+	lent := podplan.LentVolumes(pod)
+	if deletable && !lent {
+		w.deleteObject(pod) // what is released is this node's own: nobody waits for it
 	}
 	release := w.begin(opRelease, time.Second, func(ctx context.Context) (any, error) {
 		return nil, w.step("release", func() error { return w.p.release(ctx, pod) })
 	})
 	if release.err != nil {
 		w.log.Warn("Cannot release what a pod holds", "err", release.err)
+		w.volumeEvents(pod, release.err)
 	}
 	if !release.done {
 		return false
@@ -43,6 +47,9 @@ func (w *worker) end(pod *corev1.Pod, gone bool, d podplan.Decision, reported bo
 		w.released = true
 		closeOnce(w.freed)
 		w.wakeUp() // the status says so
+	}
+	if deletable && lent {
+		w.deleteObject(pod)
 	}
 	if !gone {
 		return false

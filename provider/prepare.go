@@ -156,39 +156,6 @@ func planUsers(users *sandbox.Users) *podplan.PodUsers {
 	return &podplan.PodUsers{Path: users.Path, First: users.First, Size: sandbox.IDsPerPod}
 }
 
-func (w *worker) prepareVolumes(ctx context.Context, pod *corev1.Pod) (any, error) {
-	var mounted map[string]volumes.Mounted
-	err := w.step("volumes", func() (err error) {
-		mounted, err = w.p.deps.Volumes.Prepare(ctx, pod, w.volumeInfo(pod))
-		return err
-	})
-	return mounted, err
-}
-
-func (w *worker) volumeInfo(pod *corev1.Pod) volumes.PodInfo {
-	info := volumes.PodInfo{NodeName: w.p.deps.NodeName, HostIPs: w.p.deps.HostIPs()}
-	if sc := pod.Spec.SecurityContext; sc != nil {
-		info.FSGroup = sc.FSGroup
-	}
-	for _, ip := range pod.Status.PodIPs {
-		info.PodIPs = append(info.PodIPs, ip.IP)
-	}
-	return info
-}
-
-func planVolumes(mounted map[string]volumes.Mounted) map[string]podplan.Volume {
-	out := make(map[string]podplan.Volume, len(mounted))
-	for name, m := range mounted {
-		volume := podplan.Volume{Path: m.Path, Readonly: m.Readonly, File: m.File, NoExec: m.NoExec, NoSuid: m.NoSuid, NoDev: m.NoDev}
-		if m.Device != nil {
-			device := podplan.BlockDevice(*m.Device)
-			volume.Device = &device
-		}
-		out[name] = volume
-	}
-	return out
-}
-
 // sandboxEvents says once per kind and text what holds the pod back.
 func (w *worker) sandboxEvents(pod *corev1.Pod, vols *op, others ...*op) {
 	for _, o := range others {
@@ -196,49 +163,8 @@ func (w *worker) sandboxEvents(pod *corev1.Pod, vols *op, others ...*op) {
 			w.event(pod, nil, corev1.EventTypeWarning, "FailedCreatePodSandBox", "Failed to create pod sandbox: "+o.err.Error())
 		}
 	}
-	if vols.err != nil {
-		for reason, message := range volumes.Events(vols.err) {
-			w.event(pod, nil, corev1.EventTypeWarning, reason, message)
-		}
-	}
-}
-
-// metadataChanged re-renders volumes, and the environment of what has not been started
-// (a subPath of it may have been refused), after the object or something that it refers to changed.
-func (w *worker) metadataChanged() {
-	w.outdate(envOps, opVolumesUpdate)
-	w.mu.Lock()
-	o := w.ops[opVolumes]
-	prepared := o != nil && o.done
-	if o != nil && o.running {
-		o.outdated = true
-	}
-	w.mu.Unlock()
-	if prepared && !w.released {
-		w.updateVolumes()
-	}
-}
-
-// retryUpdate renders volumes again, after a delay, that could not be.
-func (w *worker) retryUpdate() {
-	w.mu.Lock()
-	o := w.ops[opVolumesUpdate]
-	failed := o != nil && !o.running && o.err != nil
-	w.mu.Unlock()
-	if failed && !w.released {
-		w.updateVolumes()
-	}
-}
-
-func (w *worker) updateVolumes() {
-	w.begin(opVolumesUpdate, time.Second, func(ctx context.Context) (any, error) {
-		pod, _ := w.current()
-		if err := w.p.deps.Volumes.Update(ctx, pod, w.volumeInfo(pod)); err != nil {
-			w.log.Warn("Cannot update volumes", "err", err)
-			return nil, err
-		}
-		return nil, nil
-	})
+	w.volumeEvents(pod, vols.err)
+	w.lateVolumes(pod, vols)
 }
 
 // image makes the container's image present.

@@ -75,6 +75,8 @@ type worker struct {
 	withdrawn time.Time   // since when Services offer the pod to nobody
 	evicted   *evictRecord
 
+	volumesDue time.Time // when it is news that volumes are not there
+
 	measureAt time.Time // limitStorage only: not before
 
 	unitsDirty chan struct{}

@@ -72,7 +72,10 @@ type world struct {
 	exec    func(context.Context, systemd.ExecRequest) (int, error)
 	signals []string
 	render  func() error // what an update of volumes does; nil: nothing
-	ips     int
+	// lend and giveBack are what others say whose volumes pods have; nil: nothing.
+	lend     func(context.Context) error
+	giveBack func() error
+	ips      int
 	// allocatable is the node's; nil counts nothing.
 	allocatable corev1.ResourceList
 	facts       func(*Deps) // what else the agent is told; may be nil
@@ -475,8 +478,13 @@ func (fakeImages) List(context.Context) ([]corev1.ContainerImage, error) { retur
 
 type fakeVolumes struct{ a *agent }
 
-func (f fakeVolumes) Prepare(_ context.Context, pod *corev1.Pod, _ volumes.PodInfo) (map[string]volumes.Mounted, error) {
+func (f fakeVolumes) Prepare(ctx context.Context, pod *corev1.Pod, _ volumes.PodInfo) (map[string]volumes.Mounted, error) {
 	f.a.act()
+	if f.a.w.lend != nil {
+		if err := f.a.w.lend(ctx); err != nil {
+			return nil, err
+		}
+	}
 	f.a.w.mu.Lock()
 	defer f.a.w.mu.Unlock()
 	f.a.w.volumes[string(pod.UID)] = true
@@ -496,6 +504,11 @@ func (f fakeVolumes) Update(context.Context, *corev1.Pod, volumes.PodInfo) error
 
 func (f fakeVolumes) Remove(_ context.Context, uid string) error {
 	f.a.act()
+	if f.a.w.giveBack != nil {
+		if err := f.a.w.giveBack(); err != nil {
+			return fmt.Errorf("remove volumes of pod %s: %w", uid, err)
+		}
+	}
 	f.a.w.mu.Lock()
 	defer f.a.w.mu.Unlock()
 	delete(f.a.w.volumes, uid)

@@ -264,7 +264,7 @@ func TestVolumesAreAttachedFirst(t *testing.T) {
 	v := volumeOf("uid-a")
 	_, err := w.m.Publish(t.Context(), v)
 	var waiting *NotAttachedError
-	if !errors.As(err, &waiting) || !waiting.Soon {
+	if !errors.As(err, &waiting) || !waiting.Waiting {
 		t.Fatalf("without an attachment: %v", err)
 	}
 	w.calls()
@@ -278,7 +278,7 @@ func TestVolumesAreAttachedFirst(t *testing.T) {
 	if _, err := api.Create(t.Context(), attachment, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.m.Publish(t.Context(), v); !errors.As(err, &waiting) || waiting.Soon || waiting.Reason != "no such disk" {
+	if _, err := w.m.Publish(t.Context(), v); !errors.As(err, &waiting) || waiting.Waiting || waiting.Reason != "no such disk" {
 		t.Errorf("an attachment that failed: %v", err)
 	}
 	attachment.Status = storagev1.VolumeAttachmentStatus{Attached: true, AttachmentMetadata: map[string]string{"device": "/dev/sdx"}}

@@ -47,7 +47,6 @@ type Manager struct {
 	mu        sync.Mutex
 	drivers   map[string]*driver
 	published map[place]*publication
-	waiting   map[string]time.Time // since when an attachment is waited for, by its name
 	tokens    map[tokenKey]heldToken
 
 	handles keylock.Mutex // by driver and handle
@@ -76,7 +75,7 @@ func New(o Options) (*Manager, error) {
 	}
 	m := &Manager{
 		o: o, log: o.Log, drivers: map[string]*driver{}, published: map[place]*publication{},
-		waiting: map[string]time.Time{}, tokens: map[tokenKey]heldToken{},
+		tokens: map[tokenKey]heldToken{},
 	}
 	if err := m.loadPublished(); err != nil {
 		return nil, fmt.Errorf("take up CSI volumes: %w", err)

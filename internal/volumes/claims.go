@@ -43,6 +43,8 @@ const (
 	opDevice   = "MountVolume.MountDevice"
 	opAttach   = "AttachVolume.Attach"
 	opMap      = "MapVolume.SetUpDevice"
+	opTearDown = "UnmountVolume.TearDown"
+	opUnmap    = "UnmapVolume.UnmapBlockVolume"
 )
 
 // claim makes what the volume's claim is bound to ready. What was found is kept beside the
@@ -153,7 +155,7 @@ func (v volume) boundTo(ctx context.Context, name string) (*corev1.PersistentVol
 
 // checkMode compares the volume's mode with how containers use it.
 func (v volume) checkMode(pv *corev1.PersistentVolume) error {
-	mounts, devices := v.uses()
+	mounts, devices := uses(v.pod, v.spec.Name)
 	switch {
 	case mounts && isBlock(pv):
 		return fmt.Errorf("volume %s has volumeMode Block, but is specified in volumeMounts", v.spec.Name)
@@ -167,15 +169,15 @@ func isBlock(pv *corev1.PersistentVolume) bool {
 	return pv.Spec.VolumeMode != nil && *pv.Spec.VolumeMode == corev1.PersistentVolumeBlock
 }
 
-// uses says whether containers mount the volume, and whether they use it as a device.
-func (v volume) uses() (mounts, devices bool) {
-	for _, list := range [][]corev1.Container{v.pod.Spec.InitContainers, v.pod.Spec.Containers} {
+// uses says whether containers mount a volume of the pod, and whether they use it as a device.
+func uses(pod *corev1.Pod, volume string) (mounts, devices bool) {
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for i := range list {
 			for _, m := range list[i].VolumeMounts {
-				mounts = mounts || m.Name == v.spec.Name
+				mounts = mounts || m.Name == volume
 			}
 			for _, d := range list[i].VolumeDevices {
-				devices = devices || d.Name == v.spec.Name
+				devices = devices || d.Name == volume
 			}
 		}
 	}

@@ -66,7 +66,7 @@ func csiStep(err error, block bool) error {
 	var staging *csi.StageError
 	switch {
 	case errors.As(err, &waiting):
-		return &opError{op: opAttach, err: err, quiet: waiting.Soon}
+		return &opError{op: opAttach, err: err, quiet: waiting.Waiting}
 	case block:
 		return at(opMap, err)
 	case errors.As(err, &staging):

@@ -86,8 +86,8 @@ func TestWhatDriversCannotDoIsToldInAKubeletsWords(t *testing.T) {
 	}{
 		{&csi.StageError{Err: errors.New("boom")}, `FailedMount MountVolume.MountDevice failed for volume "pv-data" : boom`},
 		{errors.New("boom"), `FailedMount MountVolume.SetUp failed for volume "pv-data" : boom`},
-		{&csi.NotAttachedError{Reason: "late"}, `FailedMount AttachVolume.Attach failed for volume "pv-data" : late`},
-		{&csi.NotAttachedError{Reason: "soon", Soon: true}, ""},
+		{&csi.NotAttachedError{Reason: "late"}, `FailedAttachVolume AttachVolume.Attach failed for volume "pv-data" : late`},
+		{&csi.NotAttachedError{Reason: "soon", Waiting: true}, ""},
 	} {
 		driver.err = c.err
 		_, err := m.Prepare(t.Context(), testPod(claimVolume("d", "data")), PodInfo{})

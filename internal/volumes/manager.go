@@ -1,12 +1,10 @@
 package volumes
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
-	"iter"
 	"log/slog"
 	"maps"
 	"os"
@@ -48,41 +46,6 @@ type Manager struct {
 }
 
 var _ Store = (*Manager)(nil)
-
-// Error says what a kubelet's FailedMount event says.
-func (e *Error) Error() string {
-	named := cmp.Or(e.Named, e.Volume)
-	if e.Op == opProcess {
-		return fmt.Sprintf("Unable to attach or mount volumes: unmounted volumes=[%[1]s], unattached volumes=[%[1]s], failed to process volumes=[%[1]s]: %[2]v", named, e.Err)
-	}
-	return fmt.Sprintf("%s failed for volume %q : %v", cmp.Or(e.Op, opSetUp), named, e.Err)
-}
-
-// Events are a kubelet's events for what Prepare returned: reason and message.
-func Events(err error) iter.Seq2[string, string] {
-	return func(yield func(reason, message string) bool) {
-		list := []error{err}
-		if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // what Prepare itself has joined
-			list = joined.Unwrap()
-		}
-		for _, err := range list {
-			reason := "FailedMount"
-			var located *Error
-			if errors.As(err, &located) && located.Op == opMap {
-				reason = "FailedMapVolume"
-			}
-			if located != nil && located.Quiet {
-				continue
-			}
-			if !yield(reason, err.Error()) {
-				return
-			}
-		}
-	}
-}
-
-// Unwrap returns the cause.
-func (e *Error) Unwrap() error { return e.Err }
 
 // NewManager makes the directories and sees to it that secrets lie on a tmpfs.
 func NewManager(opts Options) (*Manager, error) {

@@ -131,7 +131,7 @@ func (m *Manager) removePersistent(ctx context.Context, uid string) error {
 	var errs []error
 	for _, rec := range records {
 		if err := m.takeDown(ctx, uid, rec); err != nil {
-			errs = append(errs, err)
+			errs = append(errs, rec.fail(err))
 			continue
 		}
 		errs = append(errs, os.Remove(m.recordPath(uid, rec.Volume)))
@@ -140,6 +140,18 @@ func (m *Manager) removePersistent(ctx context.Context, uid string) error {
 		errs = append(errs, m.removeKubeletPod(uid))
 	}
 	return errors.Join(errs...)
+}
+
+// fail says which volume is not down, in a kubelet's words.
+func (r *record) fail(err error) *Error {
+	failure := &Error{Volume: r.Volume, Op: opTearDown, Err: err}
+	if r.PV != nil {
+		failure.Named = r.PV.Name
+		if isBlock(r.PV) {
+			failure.Op = opUnmap
+		}
+	}
+	return failure
 }
 
 // takeDown undoes persistent or an inline volume; idempotent.

@@ -65,6 +65,7 @@ type Store interface {
 	// place (atomic ..data symlink swap) after the pod's metadata or a referenced object changed.
 	Update(ctx context.Context, pod *corev1.Pod, info PodInfo) error
 	// Remove deletes all of the pod's volumes; idempotent, never crosses a mount or a symlink.
+	// Those that cannot be given back are *Error, joined.
 	Remove(ctx context.Context, podUID string) error
 	// List returns the UIDs of pods that have volumes on disk.
 	List(ctx context.Context) ([]string, error)

@@ -2,6 +2,7 @@ package podplan
 
 import (
 	"fmt"
+	"slices"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -81,4 +82,12 @@ func StorageVerdict(pod *corev1.Pod, usage StorageUsage) *Ending {
 		}
 	}
 	return nil
+}
+
+// LentVolumes says whether the pod names volumes that are not made of this node's own: of
+// claims, of drivers, of servers.
+func LentVolumes(pod *corev1.Pod) bool {
+	return slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool {
+		return v.PersistentVolumeClaim != nil || v.Ephemeral != nil || v.CSI != nil || v.NFS != nil
+	})
 }
