@@ -106,7 +106,7 @@ func volumeStats(pod *corev1.Pod, usage volumes.Usage) statsv1alpha1.VolumeStats
 	if usage.Claim != "" {
 		stats.PVCRef = &statsv1alpha1.PVCReference{Name: usage.Claim, Namespace: pod.Namespace}
 	}
-	stats.Time = metav1.Now()
+	stats.Time = metav1.NewTime(usage.Time)
 	for dst, value := range map[**uint64]int64{
 		&stats.AvailableBytes: usage.Available, &stats.CapacityBytes: usage.Capacity, &stats.UsedBytes: usage.Used,
 		&stats.InodesFree: usage.InodesFree, &stats.Inodes: usage.Inodes, &stats.InodesUsed: usage.InodesUsed,

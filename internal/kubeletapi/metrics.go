@@ -39,8 +39,17 @@ func (s *Server) summary(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, summary)
 }
 
-// ownMetrics are the agent's: process, Go runtime, API requests.
-func ownMetrics() http.Handler { return legacyregistry.Handler() }
+// ownMetrics are the agent's: process, Go runtime, API requests; and figures of volumes, where a
+// kubelet has them.
+func (s *Server) ownMetrics() http.Handler {
+	gatherers := prometheus.Gatherers{legacyregistry.DefaultGatherer}
+	if s.o.Stats != nil {
+		registry := prometheus.NewRegistry()
+		registry.MustRegister(volumeCollector{s.o.Stats})
+		gatherers = append(gatherers, registry)
+	}
+	return promhttp.InstrumentMetricHandler(prometheus.DefaultRegisterer, exposition(gatherers))
+}
 
 func (s *Server) probeMetrics() http.Handler {
 	if s.o.Probes == nil {

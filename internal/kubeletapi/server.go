@@ -137,7 +137,7 @@ func (s *Server) routes() http.Handler {
 	mux.HandleFunc("POST /run/{namespace}/{pod}/{uid}/{container}", s.run)
 	mux.HandleFunc("GET /stats/summary", s.summary)
 	mux.HandleFunc("POST /stats/summary", s.summary)
-	mux.Handle("GET /metrics", ownMetrics())
+	mux.Handle("GET /metrics", s.ownMetrics())
 	mux.Handle("GET /metrics/resource", s.resourceMetrics())
 	mux.Handle("GET /metrics/cadvisor", s.cadvisorMetrics())
 	mux.Handle("GET /metrics/probes", s.probeMetrics())

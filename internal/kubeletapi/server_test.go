@@ -126,6 +126,12 @@ func (b *fakeBackend) Summary(context.Context, bool) (*statsv1alpha1.Summary, er
 	c.CPU, c.Memory = usage()
 	c.IO = &statsv1alpha1.IOStats{PSI: &statsv1alpha1.PSIStats{Some: statsv1alpha1.PSIData{Total: 1_500_000}, Full: statsv1alpha1.PSIData{Total: 500_000}}}
 	pod.Containers = append(pod.Containers, c)
+	capacity, inodes := uint64(4096), uint64(3)
+	volume := statsv1alpha1.VolumeStats{
+		Name: "v", PVCRef: &statsv1alpha1.PVCReference{Name: "data", Namespace: "ns"}, VolumeHealthStats: &statsv1alpha1.VolumeHealthStats{Abnormal: true},
+		FsStats: statsv1alpha1.FsStats{CapacityBytes: &capacity, InodesUsed: &inodes},
+	}
+	pod.VolumeStats = append(pod.VolumeStats, volume, volume, statsv1alpha1.VolumeStats{Name: "no claim"})
 	s.Pods = append(s.Pods, pod)
 	return &s, nil
 }
@@ -461,7 +467,10 @@ func (f *fixture) testPortForward(t *testing.T) {
 
 func (f *fixture) testMetrics(t *testing.T) {
 	for path, wants := range map[string][]string{
-		"/metrics":          {"go_goroutines", "process_start_time_seconds"},
+		"/metrics": {
+			"go_goroutines", "process_start_time_seconds", `kubelet_volume_stats_capacity_bytes{namespace="ns",persistentvolumeclaim="data"} 4096`,
+			`kubelet_volume_stats_inodes_used{namespace="ns",persistentvolumeclaim="data"} 3`, `kubelet_volume_stats_health_status_abnormal{namespace="ns",persistentvolumeclaim="data"} 1`,
+		},
 		"/metrics/resource": {"node_cpu_usage_seconds_total 2.5", `container_memory_working_set_bytes{container="runs",namespace="ns",pod="p"} 1.048576e+06`, `pod_cpu_usage_seconds_total{namespace="ns",pod="p"} 2.5`, "resource_scrape_error 0"},
 		"/metrics/cadvisor": {
 			`container_cpu_usage_seconds_total{container="runs",cpu="total",id="",image="",name="",namespace="ns",pod="p"} 2.5`,

@@ -19,6 +19,7 @@ type fakeCSI struct {
 	dir   string
 	err   error
 	calls []string
+	stats func() // is called first; may be nil
 }
 
 func (f *fakeCSI) Publish(_ context.Context, v csi.Volume) (csi.Published, error) {
@@ -33,6 +34,9 @@ func (f *fakeCSI) Unpublish(_ context.Context, v csi.Volume) error {
 }
 
 func (f *fakeCSI) Stats(context.Context, csi.Volume) (*csi.Stats, error) {
+	if f.stats != nil {
+		f.stats()
+	}
 	return &csi.Stats{Capacity: 9}, nil
 }
 

@@ -17,18 +17,15 @@ import (
 
 // emptyDir makes the directory once; what is in it is the containers'.
 func (v volume) emptyDir(src *corev1.EmptyDirVolumeSource) (Mounted, error) {
-	uid := string(v.pod.UID)
 	var err error
-	dir := filepath.Join(v.m.diskDir(uid), dirEmpty, v.spec.Name)
+	dir := v.emptyDirPath(src)
 	switch src.Medium {
 	case corev1.StorageMediumDefault:
 		err = v.plainDir(dir)
 	case corev1.StorageMediumMemory:
-		dir = filepath.Join(v.m.memoryDir(uid), dirEmpty, v.spec.Name)
 		err = v.tmpfs(dir, src)
 	default:
 		if pagesOf(src.Medium) {
-			dir = filepath.Join(v.m.memoryDir(uid), dirEmpty, v.spec.Name)
 			err = v.hugetlbfs(dir, src)
 			break
 		}
@@ -38,6 +35,15 @@ func (v volume) emptyDir(src *corev1.EmptyDirVolumeSource) (Mounted, error) {
 		return Mounted{}, v.fail("emptyDir", err)
 	}
 	return Mounted{Path: dir}, nil
+}
+
+// emptyDirPath is where the volume is: on a tmpfs for the media that are memory.
+func (v volume) emptyDirPath(src *corev1.EmptyDirVolumeSource) string {
+	root := v.m.memoryDir(string(v.pod.UID))
+	if src.Medium == corev1.StorageMediumDefault {
+		root = v.m.diskDir(string(v.pod.UID))
+	}
+	return filepath.Join(root, dirEmpty, v.spec.Name)
 }
 
 // plainDir makes a directory under another name and renames it: one that is there is complete.

@@ -43,6 +43,7 @@ type Manager struct {
 	log  *slog.Logger
 	// shared guards what several pods may use at once, by name.
 	shared keylock.Mutex
+	usages usages
 }
 
 var _ Store = (*Manager)(nil)
@@ -215,6 +216,7 @@ func (m *Manager) Remove(ctx context.Context, podUID string) error {
 	if err := checkElement("pod UID", podUID); err != nil {
 		return err
 	}
+	m.usages.forget(podUID)
 	if err := m.removePersistent(ctx, podUID); err != nil {
 		return fmt.Errorf("remove volumes of pod %s: %w", podUID, err)
 	}

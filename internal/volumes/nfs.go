@@ -34,7 +34,7 @@ func (v volume) inlineNFS(ctx context.Context, src *corev1.NFSVolumeSource) (Mou
 // nfs mounts an export by mount(2), NFS 4.2 unless the options say otherwise: nothing but the
 // kernel's client is needed. Versions below 4 need what mount.nfs does, and are refused.
 func (v volume) nfs(ctx context.Context, name string, src *corev1.NFSVolumeSource, readonly bool, options []string) (Mounted, error) {
-	dir := v.m.opts.Layout.KubeletVolume(string(v.pod.UID), dirNFS, name)
+	dir := v.m.nfsPath(string(v.pod.UID), name)
 	mounted, err := mounts.IsMountPoint(dir)
 	if err != nil || mounted {
 		return Mounted{Path: dir, Readonly: readonly}, err
@@ -109,9 +109,13 @@ func nfsOptions(server netip.Addr, options []string) (flags uintptr, data string
 	return flags, strings.Join(all, ","), nil
 }
 
+func (m *Manager) nfsPath(uid, name string) string {
+	return m.opts.Layout.KubeletVolume(uid, dirNFS, name)
+}
+
 // unmountNFS takes a mount away also when its server does not answer.
 func (m *Manager) unmountNFS(uid, name string) error {
-	dir := m.opts.Layout.KubeletVolume(uid, dirNFS, name)
+	dir := m.nfsPath(uid, name)
 	err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
 	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) { // not mounted, or never made
 		return fmt.Errorf("unmount %s: %w", dir, err)
