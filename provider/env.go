@@ -40,7 +40,7 @@ func (e *envSet) list() []podplan.EnvVar {
 // resolveEnv computes a container's environment as a kubelet does: envFrom first, env over
 // it, each value expanded by what was defined before it and by the service variables,
 // which come last where nothing has their name.
-func (w *worker) resolveEnv(ctx context.Context, pod *corev1.Pod, c podplan.Container, ips []string) ([]podplan.EnvVar, error) {
+func (w *worker) resolveEnv(ctx context.Context, pod *corev1.Pod, c podplan.Container, ips []string, volumes map[string]podplan.Volume) ([]podplan.EnvVar, error) {
 	services, err := w.serviceEnv(pod)
 	if err != nil {
 		return nil, err
@@ -63,7 +63,7 @@ func (w *worker) resolveEnv(ctx context.Context, pod *corev1.Pod, c podplan.Cont
 		case v.Value != "" || v.ValueFrom == nil:
 			env.set(v.Name, podplan.Expand(v.Value, lookup))
 		default:
-			value, ok, err := w.envValue(ctx, pod, c, v, ips)
+			value, ok, err := w.envValue(ctx, pod, c, v, ips, volumes)
 			if err != nil {
 				return nil, err
 			}
@@ -120,7 +120,7 @@ func missingRef(kind, namespace, name string, optional *bool, err error) error {
 }
 
 // envValue resolves valueFrom; ok is false where an optional key is missing.
-func (w *worker) envValue(ctx context.Context, pod *corev1.Pod, c podplan.Container, v corev1.EnvVar, ips []string) (value string, ok bool, err error) {
+func (w *worker) envValue(ctx context.Context, pod *corev1.Pod, c podplan.Container, v corev1.EnvVar, ips []string, volumes map[string]podplan.Volume) (value string, ok bool, err error) {
 	from := v.ValueFrom
 	switch {
 	case from.FieldRef != nil:
@@ -133,6 +133,8 @@ func (w *worker) envValue(ctx context.Context, pod *corev1.Pod, c podplan.Contai
 		return w.configMapKey(ctx, pod, from.ConfigMapKeyRef)
 	case from.SecretKeyRef != nil:
 		return w.secretKey(ctx, pod, from.SecretKeyRef)
+	case from.FileKeyRef != nil:
+		return fileKey(volumes, from.FileKeyRef)
 	}
 	return "", false, fmt.Errorf("env %q has a source that is not supported", v.Name)
 }

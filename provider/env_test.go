@@ -87,7 +87,7 @@ func TestEnvironment(t *testing.T) {
 		},
 	}}
 	pod := etcPod(nil)
-	list, err := envWorker(t).resolveEnv(t.Context(), pod, c, []string{"10.0.0.1", "fd00::1"})
+	list, err := envWorker(t).resolveEnv(t.Context(), pod, c, []string{"10.0.0.1", "fd00::1"}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -126,7 +126,7 @@ func TestEnvironmentThatCannotBe(t *testing.T) {
 		`env "X" has a source that is not supported`:      {},
 	} {
 		c := podplan.Container{Container: corev1.Container{Env: []corev1.EnvVar{{Name: "X", ValueFrom: source}}}}
-		if _, err := envWorker(t).resolveEnv(t.Context(), etcPod(nil), c, nil); err == nil || err.Error() != want {
+		if _, err := envWorker(t).resolveEnv(t.Context(), etcPod(nil), c, nil, nil); err == nil || err.Error() != want {
 			t.Errorf("error %v, want %s", err, want)
 		}
 	}

@@ -136,7 +136,7 @@ func (w *worker) inputs(pod *corev1.Pod, c podplan.Container, st podplan.Start, 
 		return none, wait
 	}
 	env := w.begin(fmt.Sprintf("%s%s/%d", envOps, c.Name, st.Attempt), time.Second, func(ctx context.Context) (any, error) {
-		return w.resolveEnv(ctx, pod, c, s.ips)
+		return w.resolveEnv(ctx, pod, c, s.ips, s.in.Volumes)
 	})
 	if env.err != nil && !env.done {
 		w.event(pod, &c, corev1.EventTypeWarning, "Failed", "Error: "+env.err.Error())

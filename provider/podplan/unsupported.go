@@ -61,9 +61,6 @@ var containerRules = []struct {
 			return slices.ContainsFunc(s.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name && v.Image != nil })
 		})
 	}},
-	{"env", "valueFrom.fileKeyRef is " + notYet, func(_ *corev1.PodSpec, c Container) bool {
-		return slices.ContainsFunc(c.Env, func(e corev1.EnvVar) bool { return e.ValueFrom != nil && e.ValueFrom.FileKeyRef != nil })
-	}},
 }
 
 // Refusals lists what of the pod cannot be honoured on this node.
