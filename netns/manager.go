@@ -13,6 +13,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/vk-metal/vk-metal/internal/keylock"
 	"github.com/vk-metal/vk-metal/internal/linuxns"
 	"github.com/vk-metal/vk-metal/internal/paths"
 )
@@ -36,7 +37,7 @@ type Manager struct {
 	host   *linuxns.NS
 	nl     *netlink.Handle
 	rules  *rules
-	locks  keyLocks
+	locks  keylock.Mutex
 
 	wake    chan struct{} // something changed: look at everything
 	reaping chan struct{} // a link that is waited for may be gone

@@ -59,7 +59,7 @@ func (m *Manager) podRoutes() (map[netip.Addr]int, error) {
 
 // repairPod repeats the end of Setup, unless a Teardown came first.
 func (m *Manager) repairPod(ctx context.Context, uid string) error {
-	unlock, err := m.locks.lock(ctx, uid)
+	unlock, err := m.locks.LockContext(ctx, uid)
 	if err != nil {
 		return err
 	}

@@ -42,7 +42,7 @@ func (m *Manager) setUp(ctx context.Context, pod PodNetwork) (PodAddress, error)
 	if err := m.Ready(); err != nil {
 		return PodAddress{}, fmt.Errorf("pod network is not ready: %w", err)
 	}
-	unlock, err := m.locks.lock(ctx, pod.PodUID)
+	unlock, err := m.locks.LockContext(ctx, pod.PodUID)
 	if err != nil {
 		return PodAddress{}, err
 	}

@@ -37,7 +37,7 @@ func (m *Manager) Teardown(ctx context.Context, podUID string) error {
 	if err := checkUID(podUID); err != nil {
 		return fail(err)
 	}
-	unlock, err := m.locks.lock(ctx, podUID)
+	unlock, err := m.locks.LockContext(ctx, podUID)
 	if err != nil {
 		return fail(err)
 	}

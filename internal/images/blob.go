@@ -29,7 +29,7 @@ func (p *puller) fetchBlob(ctx context.Context, d ocispec.Descriptor) (string, e
 		return "", err
 	}
 	partial := p.m.path("ingest", d.Digest.Algorithm().String()+"-"+d.Digest.Encoded())
-	unlock, err := p.m.chains.lock(ctx, partial)
+	unlock, err := p.m.chains.LockContext(ctx, partial)
 	if err != nil {
 		return "", err
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -52,45 +51,4 @@ func flockContext(ctx context.Context, path string) (unlock func(), err error) {
 // only for a Prune that is under way; do not hold it over a pull.
 func (m *Manager) HoldStart() (release func(), err error) {
 	return flock(m.path("lock"), unix.LOCK_SH)
-}
-
-// keyedMutex is one mutex per key, kept only while it is in use.
-type keyedMutex struct {
-	mu   sync.Mutex
-	keys map[string]*keyLock
-}
-
-type keyLock struct {
-	sem   chan struct{}
-	users int
-}
-
-// lock waits for key or for ctx.
-func (k *keyedMutex) lock(ctx context.Context, key string) (unlock func(), err error) {
-	k.mu.Lock()
-	if k.keys == nil {
-		k.keys = map[string]*keyLock{}
-	}
-	l := k.keys[key]
-	if l == nil {
-		l = &keyLock{sem: make(chan struct{}, 1)}
-		k.keys[key] = l
-	}
-	l.users++
-	k.mu.Unlock()
-	select {
-	case l.sem <- struct{}{}:
-		return func() { <-l.sem; k.leave(key, l) }, nil
-	case <-ctx.Done():
-		k.leave(key, l)
-		return nil, ctx.Err()
-	}
-}
-
-func (k *keyedMutex) leave(key string, l *keyLock) {
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if l.users--; l.users == 0 {
-		delete(k.keys, key)
-	}
 }

@@ -15,6 +15,8 @@ import (
 	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 	"k8s.io/client-go/util/flowcontrol"
+
+	"github.com/vk-metal/vk-metal/internal/keylock"
 )
 
 // Options configures a Manager. Only Root is required.
@@ -120,7 +122,7 @@ type Manager struct {
 	index   *index
 	pulls   flights
 	slots   *semaphore.Weighted
-	chains  keyedMutex
+	chains  keylock.Mutex
 	backoff *flowcontrol.Backoff
 	lastErr messages
 	disks   sync.Mutex // mounts of disk images

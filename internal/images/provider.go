@@ -18,6 +18,8 @@ import (
 	kubeletconfig "k8s.io/kubelet/config/v1"
 	credentialapi "k8s.io/kubelet/pkg/apis/credentialprovider/v1"
 	"sigs.k8s.io/yaml"
+
+	"github.com/vk-metal/vk-metal/internal/keylock"
 )
 
 // CredentialProviders are a kubelet's credential provider plugins: programs that are asked for
@@ -27,7 +29,7 @@ type CredentialProviders struct {
 	providers []kubeletconfig.CredentialProvider
 	timeout   time.Duration
 
-	flight keyedMutex
+	flight keylock.Mutex
 	mu     sync.Mutex
 	cache  map[string]providedLogins
 }
@@ -148,7 +150,7 @@ const nodeCredentialPrefix = "node:"
 
 // ask answers from the cache or calls the plugin; of several callers for one answer one does.
 func (c *CredentialProviders) ask(ctx context.Context, p *kubeletconfig.CredentialProvider, repo string) (map[string]credentialapi.AuthConfig, error) {
-	unlock, err := c.flight.lock(ctx, p.Name)
+	unlock, err := c.flight.LockContext(ctx, p.Name)
 	if err != nil {
 		return nil, err
 	}

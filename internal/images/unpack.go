@@ -22,7 +22,7 @@ const maxZstdWindow = 128 * mib
 
 // unpackLayer unpacks a verified blob into layers/<key>. A crash leaves only a directory in tmp/.
 func (m *Manager) unpackLayer(ctx context.Context, l layer, below []layer, blob string) error {
-	unlock, err := m.chains.lock(ctx, l.key)
+	unlock, err := m.chains.LockContext(ctx, l.key)
 	if err != nil {
 		return err
 	}

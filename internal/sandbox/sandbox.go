@@ -20,6 +20,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vk-metal/vk-metal/internal/mounts"
 	"github.com/vk-metal/vk-metal/internal/paths"
 )
 
@@ -136,8 +137,8 @@ func bindNewNamespace(path string, result chan<- error) {
 }
 
 func ensureShm(path string, size int64) error {
-	if isType(path, unix.TMPFS_MAGIC) && isMountPoint(path) {
-		return nil
+	if mounted, err := mounts.IsMountPoint(path); err != nil || mounted {
+		return err
 	}
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return err
@@ -150,12 +151,6 @@ func ensureShm(path string, size int64) error {
 func isType(path string, magic int64) bool {
 	var st unix.Statfs_t
 	return unix.Statfs(path, &st) == nil && st.Type == magic
-}
-
-// isMountPoint compares devices: /run is a tmpfs as well.
-func isMountPoint(path string) bool {
-	var here, above unix.Stat_t
-	return unix.Stat(path, &here) == nil && unix.Stat(filepath.Dir(path), &above) == nil && here.Dev != above.Dev
 }
 
 // unmount takes every mount from path and removes it.
