@@ -26,6 +26,7 @@ const (
 	errNoSuchProcess  = "org.freedesktop.DBus.Error.UnixProcessIdUnknown"
 	errUnknownObject  = "org.freedesktop.DBus.Error.UnknownObject"
 	errUnknownProcess = busName + ".NoSuchProcess"
+	errBusy           = "System.Error.EBUSY"
 )
 
 // isBusError says whether err is one of the named D-Bus errors.

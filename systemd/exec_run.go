@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -200,13 +201,54 @@ func (s *execSession) release() error {
 // admit puts the process into the unit's cgroups. The unit's main process being the same
 // after that proves that the namespaces opened before are this container's.
 func (s *execSession) admit(ctx context.Context, pid int) error {
-	if _, err := s.m.call(ctx, "AttachProcessesToUnit", s.unit, "", []uint32{uint32(pid)}); err != nil {
+	err := s.attach(ctx, pid, "")
+	if isBusError(err, errBusy) {
+		err = s.attachBesideMain(ctx, pid)
+	}
+	if err != nil {
 		return fmt.Errorf("attach process to cgroups: %w", errors.Join(err, s.stillRunning(ctx)))
 	}
 	if err := s.stillRunning(ctx); err != nil {
 		return err
 	}
 	return s.release()
+}
+
+// attach moves the process into the unit's cgroup, or one below it.
+func (s *execSession) attach(ctx context.Context, pid int, below string) error {
+	_, err := s.m.call(ctx, "AttachProcessesToUnit", s.unit, below, []uint32{uint32(pid)})
+	return err
+}
+
+// attachBesideMain moves the process to where the main one is. On cgroup v2 a group whose
+// controllers have been given to groups below it takes no processes (cgroups(7), "no internal
+// processes"): so it is with privileged containers that manage cgroups, such as Docker in Docker.
+func (s *execSession) attachBesideMain(ctx context.Context, pid int) error {
+	group, err := s.m.controlGroup(ctx, s.unit)
+	if err != nil {
+		return err
+	}
+	table, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", s.pid))
+	if err != nil {
+		return fmt.Errorf("find the main process's cgroup: %w", err)
+	}
+	below, ok := groupBelow(string(table), group)
+	if !ok {
+		return fmt.Errorf("the main process has left its unit's cgroup %s", group)
+	}
+	return s.attach(ctx, pid, below)
+}
+
+// groupBelow is where the unified hierarchy has a process, as /proc/PID/cgroup tells, relative
+// to a group above it.
+func groupBelow(table, group string) (below string, ok bool) {
+	for line := range strings.Lines(table) {
+		if path, unified := strings.CutPrefix(strings.TrimSuffix(line, "\n"), "0::"); unified {
+			below, ok = strings.CutPrefix(path, group)
+			return below, ok && strings.HasPrefix(below, "/")
+		}
+	}
+	return "", false
 }
 
 func (s *execSession) stillRunning(ctx context.Context) error {

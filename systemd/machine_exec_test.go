@@ -5,7 +5,10 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -98,6 +101,30 @@ func TestMachineExec(t *testing.T) {
 	t.Run("terminal", func(t *testing.T) { testTerminal(t, a) })
 	t.Run("context ends it", func(t *testing.T) { testExecCancel(t, a) })
 	t.Run("the container's end ends it", func(t *testing.T) { testExecEnds(t, a) })
+}
+
+// TestMachineExecBesideGroups: a privileged container has moved its processes out of its own
+// cgroup and divides that, as Docker in Docker does; commands join them.
+func TestMachineExecBesideGroups(t *testing.T) {
+	m := newMachine(t)
+	if m.manager.cgroup != cgroupV2 {
+		t.Skip("on cgroup v1 a divided group takes processes")
+	}
+	a := m.attempt("sh", "-c", `cd /sys/fs/cgroup && mkdir init && echo 1 >init/cgroup.procs && echo "+memory +pids" >cgroup.subtree_control && touch /ready
+while :; do sleep 1000; done`)
+	a.spec.Privileged, a.unit.AllDevices = true, true
+	a.mustStart()
+	m.eventually("the container divides its cgroup", func() bool {
+		_, err := os.Stat(filepath.Join(a.spec.Root.Upper, "ready"))
+		return err == nil
+	})
+	if got := a.mustExec("cat", "/proc/1/cgroup", "/proc/self/cgroup"); got != "0::/init\n0::/init\n" {
+		t.Errorf("cgroups of pid 1 and of the command are %q", got)
+	}
+	m.must(m.manager.Signal(m.ctx, a.unit.Name, syscall.SIGKILL, true))
+	if exit := a.exit(); exit.Signal != int(syscall.SIGKILL) || exit.OOMKilled {
+		t.Errorf("it ended as %+v", exit)
+	}
 }
 
 func testTerminal(t *testing.T, a *attempt) {
