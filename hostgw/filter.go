@@ -2,7 +2,6 @@ package hostgw
 
 import (
 	"encoding/binary"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -10,8 +9,9 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	mdnetlink "github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/vk-metal/vk-metal/internal/nft"
 )
 
 // filterTable lets VXLAN packets in from other nodes only: whoever else can reach the
@@ -20,20 +20,24 @@ const filterTable = "vk-metal-vxlan"
 
 // filter owns that table. It exists only while there are encapsulated routes.
 type filter struct {
-	nsFD int
-
-	mu     sync.Mutex
-	portID uint32 // of the last change, to know its events
-	port   int
-	nodes  []netip.Addr // sorted
-	there  bool
+	mu    sync.Mutex
+	conn  *nft.Conn
+	port  int
+	nodes []netip.Addr // sorted
+	there bool
 }
 
 // own says whether an event is of our own making.
 func (f *filter) own(portID uint32) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return portID == f.portID
+	return f.conn.Own(portID)
+}
+
+func (f *filter) close() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.conn.Drop()
 }
 
 // sync makes the table as wanted; check asks the kernel instead of trusting memory. No
@@ -45,21 +49,12 @@ func (f *filter) sync(port int, nodes []netip.Addr, check bool) error {
 	if !check && f.port == port && slices.Equal(f.nodes, nodes) && f.there == (len(nodes) > 0) {
 		return nil
 	}
-	c, err := nftables.New(nftables.WithNetNSFd(f.nsFD), nftables.AsLasting(), nftables.WithSockOptions(func(c *mdnetlink.Conn) error {
-		f.portID = c.PID()
-		_, _ = c.SetReadBuffer(4<<20), c.SetWriteBuffer(4<<20)
-		return nil
-	}))
-	if err != nil {
-		return fmt.Errorf("open nftables socket: %w", err)
-	}
-	defer func() { _ = c.CloseLasting() }()
-	if check && f.same(c, port, nodes) {
+	if check && f.same(port, nodes) {
 		return nil
 	}
 	f.there = false
-	if err := f.replace(c, port, nodes); err != nil {
-		return fmt.Errorf("commit nftables table %s: %w", filterTable, err)
+	if err := f.replace(port, nodes); err != nil {
+		return err
 	}
 	f.port, f.nodes, f.there = port, nodes, len(nodes) > 0
 	return nil
@@ -83,34 +78,34 @@ func inputChain(t *nftables.Table) *nftables.Chain {
 }
 
 // replace puts the whole table in place, or removes it, in one transaction.
-func (f *filter) replace(c *nftables.Conn, port int, nodes []netip.Addr) error {
+func (f *filter) replace(port int, nodes []netip.Addr) error {
+	c, err := f.conn.Open()
+	if err != nil {
+		return err
+	}
 	t := table()
 	c.AddTable(t)
 	c.DelTable(t)
 	if len(nodes) == 0 {
-		return c.Flush()
+		return f.conn.Commit()
 	}
 	c.AddTable(t)
 	chain := inputChain(t)
 	c.AddChain(chain)
 	for i, set := range nodeSets(t) {
-		if err := c.AddSet(set, nil); err != nil {
-			return err
-		}
-		var elems []nftables.SetElement
+		var elements []nftables.SetElement
 		for _, a := range nodes {
 			if a.Is4() == (i == 0) {
-				elems = append(elems, nftables.SetElement{Key: a.AsSlice()})
+				elements = append(elements, nftables.SetElement{Key: a.AsSlice()})
 			}
 		}
-		for part := range slices.Chunk(elems, 400) {
-			if err := c.SetAddElements(set, part); err != nil {
-				return err
-			}
+		if err := nft.AddSet(c, set, elements...); err != nil {
+			f.conn.Drop() // what is pending must not go with the next transaction
+			return err
 		}
 		c.AddRule(&nftables.Rule{Table: t, Chain: chain, Exprs: dropStrangers(i == 0, port, set.Name)})
 	}
-	return c.Flush()
+	return f.conn.Commit()
 }
 
 // dropStrangers: udp dport PORT ip saddr != @nodes counter drop.
@@ -132,25 +127,24 @@ func dropStrangers(four bool, port int, set string) []expr.Any {
 }
 
 // same compares the kernel's table; what cannot be read differs.
-func (f *filter) same(c *nftables.Conn, port int, nodes []netip.Addr) bool {
+func (f *filter) same(port int, nodes []netip.Addr) bool {
 	t := table()
 	if len(nodes) == 0 {
-		tables, err := c.ListTablesOfFamily(t.Family)
-		return err == nil && !slices.ContainsFunc(tables, func(o *nftables.Table) bool { return o.Name == t.Name })
+		return f.absent(t)
 	}
 	if f.port != port || !slices.Equal(f.nodes, nodes) {
 		return false
 	}
-	if rules, err := c.GetRules(t, inputChain(t)); err != nil || len(rules) != 2 {
+	if rules, err := f.conn.Handles(t, inputChain(t).Name); err != nil || len(rules) != 2 {
 		return false
 	}
 	have := map[netip.Addr]bool{}
 	for _, set := range nodeSets(t) {
-		elems, err := c.GetSetElements(set)
+		elements, err := f.conn.Elements(set)
 		if err != nil {
 			return false
 		}
-		for _, e := range elems {
+		for _, e := range elements {
 			a, _ := netip.AddrFromSlice(e.Key)
 			have[a] = true
 		}
@@ -160,4 +154,14 @@ func (f *filter) same(c *nftables.Conn, port int, nodes []netip.Addr) bool {
 		want[a] = true
 	}
 	return maps.Equal(have, want)
+}
+
+// absent says whether the kernel does not have the table.
+func (f *filter) absent(t *nftables.Table) bool {
+	c, err := f.conn.Open()
+	if err != nil {
+		return false
+	}
+	tables, err := c.ListTablesOfFamily(t.Family)
+	return err == nil && !slices.ContainsFunc(tables, func(o *nftables.Table) bool { return o.Name == t.Name })
 }

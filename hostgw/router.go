@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vk-metal/vk-metal/internal/linuxns"
+	"github.com/vk-metal/vk-metal/internal/nft"
 )
 
 // Options of a Router.
@@ -97,7 +98,7 @@ func New(o Options) (*Router, error) {
 	if r.ns, err = linuxns.Open(o.HostNetNS); err != nil {
 		return nil, err
 	}
-	r.door.nsFD = r.ns.FD()
+	r.door.conn = nft.New(r.ns.FD(), filterTable, nft.SmallBuffer)
 	if r.k.h, err = r.ns.Netlink(); err != nil {
 		return nil, errors.Join(err, r.ns.Close())
 	}
@@ -107,6 +108,7 @@ func New(o Options) (*Router, error) {
 // Close releases sockets and descriptors; call it after Run. Routes stay.
 func (r *Router) Close() {
 	r.k.h.Close()
+	r.door.close()
 	_ = r.ns.Close()
 }
 

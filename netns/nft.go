@@ -7,18 +7,16 @@ import (
 	"sync"
 
 	"github.com/google/nftables"
-	mdnetlink "github.com/mdlayher/netlink"
+
+	"github.com/vk-metal/vk-metal/internal/nft"
 )
 
 // rules owns the nftables table. It holds what is wanted in memory, changes elements one
 // transaction at a time, and puts the whole table back in one transaction when the
 // kernel's differs. Safe for concurrent use.
 type rules struct {
-	nsFD int
-
 	mu      sync.Mutex
-	conn    *nftables.Conn // nil after an error
-	portID  uint32
+	conn    *nft.Conn
 	table   *nftables.Table
 	sets    map[string]*nftables.Set
 	ready   bool // the table was put in place once
@@ -30,7 +28,7 @@ type rules struct {
 }
 
 func newRules(nsFD int) *rules {
-	r := &rules{nsFD: nsFD, table: &nftables.Table{Family: nftables.TableFamilyINet, Name: tableName}, content: elements{}, sets: map[string]*nftables.Set{}}
+	r := &rules{conn: nft.New(nsFD, tableName, nft.SmallBuffer), table: &nftables.Table{Family: nftables.TableFamilyINet, Name: tableName}, content: elements{}, sets: map[string]*nftables.Set{}}
 	for _, s := range sets(r.table) {
 		r.sets[s.Name] = s
 	}
@@ -40,48 +38,14 @@ func newRules(nsFD int) *rules {
 func (r *rules) close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.drop()
-}
-
-func (r *rules) drop() {
-	if r.conn != nil {
-		_ = r.conn.CloseLasting()
-		r.conn = nil
-	}
-}
-
-// open gives a connection with nothing pending.
-func (r *rules) open() (*nftables.Conn, error) {
-	if r.conn != nil {
-		return r.conn, nil
-	}
-	c, err := nftables.New(nftables.WithNetNSFd(r.nsFD), nftables.AsLasting(), nftables.WithSockOptions(func(c *mdnetlink.Conn) error {
-		r.portID = c.PID()
-		// Best effort: the default is enough for a few hundred elements.
-		_, _ = c.SetReadBuffer(4<<20), c.SetWriteBuffer(4<<20)
-		return nil
-	}))
-	if err != nil {
-		return nil, fmt.Errorf("open nftables socket: %w", err)
-	}
-	r.conn = c
-	return c, nil
+	r.conn.Drop()
 }
 
 // own says whether an event with this netlink port is of our own making.
 func (r *rules) own(portID uint32) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.conn != nil && portID == r.portID
-}
-
-// flush commits; after an error the connection is not trusted any more.
-func (r *rules) flush() error {
-	if err := r.conn.Flush(); err != nil {
-		r.drop()
-		return fmt.Errorf("commit nftables table %s: %w", tableName, err)
-	}
-	return nil
+	return r.conn.Own(portID)
 }
 
 // change replaces one pod's elements by others in one transaction; what is there
@@ -106,7 +70,7 @@ func (r *rules) change(from, to elements) error {
 }
 
 func (r *rules) patch(del, add elements) error {
-	c, err := r.open()
+	c, err := r.conn.Open()
 	if err != nil {
 		return err
 	}
@@ -120,7 +84,7 @@ func (r *rules) patch(del, add elements) error {
 			return err
 		}
 	}
-	return r.flush()
+	return r.conn.Commit()
 }
 
 // configure sets what does not belong to one pod, and puts the table in place.
@@ -141,25 +105,23 @@ func (r *rules) configure(world bool, local, noMasq []netip.Prefix) error {
 // patchRanges gives the range sets their new content in one transaction: with every
 // node that comes or goes.
 func (r *rules) patchRanges() error {
-	c, err := r.open()
+	c, err := r.conn.Open()
 	if err != nil {
 		return err
 	}
 	for _, name := range []string{setLocal4, setLocal6, setNoMasq4, setNoMasq6} {
 		c.FlushSet(r.sets[name])
-		for part := range slices.Chunk(r.wanted(name), elementsChunk) {
-			if err := c.SetAddElements(r.sets[name], part); err != nil {
-				return fmt.Errorf("build elements of set %s: %w", name, err)
-			}
+		if err := nft.Portions(r.sets[name], r.wanted(name), c.SetAddElements); err != nil {
+			return err
 		}
 	}
-	return r.flush()
+	return r.conn.Commit()
 }
 
 // replace puts the whole table in place in one transaction: no packet sees half of it,
 // and established translations live on in the connection tracking.
 func (r *rules) replace() error {
-	c, err := r.open()
+	c, err := r.conn.Open()
 	if err != nil {
 		return err
 	}
@@ -167,13 +129,8 @@ func (r *rules) replace() error {
 	c.DelTable(r.table)
 	c.AddTable(r.table)
 	for _, s := range sets(r.table) {
-		if err := c.AddSet(s, nil); err != nil {
-			return fmt.Errorf("build set %s: %w", s.Name, err)
-		}
-		for part := range slices.Chunk(r.wanted(s.Name), elementsChunk) {
-			if err := c.SetAddElements(s, part); err != nil {
-				return fmt.Errorf("build elements of set %s: %w", s.Name, err)
-			}
+		if err := nft.AddSet(c, s, r.wanted(s.Name)...); err != nil {
+			return err
 		}
 	}
 	specs := chains(r.world)
@@ -185,7 +142,7 @@ func (r *rules) replace() error {
 			c.AddRule(&nftables.Rule{Table: r.table, Chain: spec.chain(r.table), Exprs: e})
 		}
 	}
-	if err := r.flush(); err != nil {
+	if err := r.conn.Commit(); err != nil {
 		return err
 	}
 	r.ready = true
@@ -197,22 +154,13 @@ func (r *rules) replace() error {
 func (r *rules) remember(specs []chainSpec) error {
 	r.handles = map[string][]uint64{}
 	for _, spec := range specs {
-		got, err := r.conn.GetRules(r.table, spec.chain(r.table))
+		got, err := r.conn.Handles(r.table, spec.name)
 		if err != nil {
-			r.drop()
-			return fmt.Errorf("read back chain %s: %w", spec.name, err)
+			return err
 		}
-		r.handles[spec.name] = handles(got)
+		r.handles[spec.name] = got
 	}
 	return nil
-}
-
-func handles(rules []*nftables.Rule) []uint64 {
-	out := make([]uint64, len(rules))
-	for i, r := range rules {
-		out[i] = r.Handle
-	}
-	return out
 }
 
 func (s chainSpec) chain(t *nftables.Table) *nftables.Chain {
@@ -251,21 +199,15 @@ func (r *rules) check() (healed bool, err error) {
 
 // same reads the whole table; any failure to read counts as a difference.
 func (r *rules) same() bool {
-	c, err := r.open()
-	if err != nil {
-		return false
-	}
 	for _, spec := range chains(r.world) {
-		got, err := c.GetRules(r.table, spec.chain(r.table))
-		if err != nil || !slices.Equal(handles(got), r.handles[spec.name]) {
-			r.drop()
+		got, err := r.conn.Handles(r.table, spec.name)
+		if err != nil || !slices.Equal(got, r.handles[spec.name]) {
 			return false
 		}
 	}
 	for name, s := range r.sets {
-		got, err := c.GetSetElements(s)
+		got, err := r.conn.Elements(s)
 		if err != nil || !sameElements(got, r.wanted(name)) {
-			r.drop()
 			return false
 		}
 	}
@@ -293,13 +235,8 @@ func sameElements(got, want []nftables.SetElement) bool {
 func (r *rules) read(set string) map[string]string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	c, err := r.open()
+	got, err := r.conn.Elements(r.sets[set])
 	if err != nil {
-		return nil
-	}
-	got, err := c.GetSetElements(r.sets[set])
-	if err != nil {
-		r.drop()
 		return nil
 	}
 	out := map[string]string{}

@@ -15,19 +15,18 @@ import (
 const (
 	tableName = "vk-metal-pods"
 
-	setPods4      = "pods4" // interface . address: what a pod may send from
-	setPods6      = "pods6"
-	setLocal4     = "local4" // this node's pods, by range
-	setLocal6     = "local6"
-	setNoMasq4    = "no-masquerade4"
-	setNoMasq6    = "no-masquerade6"
-	setHairpin4   = "hairpin4" // address . address of pods with host ports
-	setHairpin6   = "hairpin6"
-	mapHostPort4  = "hostports4" // protocol . host address . port : pod address . port
-	mapHostPort6  = "hostports6"
-	mapAnyPort4   = "hostports-any4" // protocol . port : pod address . port
-	mapAnyPort6   = "hostports-any6"
-	elementsChunk = 400 // one netlink attribute holds 64 KiB
+	setPods4     = "pods4" // interface . address: what a pod may send from
+	setPods6     = "pods6"
+	setLocal4    = "local4" // this node's pods, by range
+	setLocal6    = "local6"
+	setNoMasq4   = "no-masquerade4"
+	setNoMasq6   = "no-masquerade6"
+	setHairpin4  = "hairpin4" // address . address of pods with host ports
+	setHairpin6  = "hairpin6"
+	mapHostPort4 = "hostports4" // protocol . host address . port : pod address . port
+	mapHostPort6 = "hostports6"
+	mapAnyPort4  = "hostports-any4" // protocol . port : pod address . port
+	mapAnyPort6  = "hostports-any6"
 )
 
 // elements is the wanted content of the table's sets and maps: set → key → value (""

@@ -14,10 +14,10 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
-	mdnetlink "github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/vk-metal/vk-metal/internal/linuxns"
+	"github.com/vk-metal/vk-metal/internal/nft"
 )
 
 const (
@@ -42,14 +42,13 @@ type door struct {
 	group   uint32
 
 	mu     sync.Mutex
-	conn   *nftables.Conn
-	portID uint32
+	conn   *nft.Conn
 	direct []netip.Addr
 	open   bool // the table was put in place: queries may come here
 }
 
 func newDoor(ns *linuxns.NS, servers []netip.Addr, group uint32) *door {
-	return &door{ns: ns, servers: servers, group: group}
+	return &door{ns: ns, conn: nft.New(ns.FD(), tableName, nft.SmallBuffer), servers: servers, group: group}
 }
 
 // keep puts the table in place and back until ctx ends. It stays then: without a socket
@@ -85,7 +84,7 @@ func (d *door) keep(ctx context.Context, log *slog.Logger) error {
 
 func (d *door) event(msg *syscall.NetlinkMessage, touched chan<- struct{}) {
 	d.mu.Lock()
-	own := msg != nil && (linuxns.TableOf(msg) != tableName || msg.Header.Pid == d.portID)
+	own := msg != nil && (linuxns.TableOf(msg) != tableName || d.conn.Own(msg.Header.Pid))
 	d.mu.Unlock()
 	if own {
 		return
@@ -99,10 +98,7 @@ func (d *door) event(msg *syscall.NetlinkMessage, touched chan<- struct{}) {
 func (d *door) close() {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.conn != nil {
-		_ = d.conn.CloseLasting()
-		d.conn = nil
-	}
+	d.conn.Drop()
 	d.open = false
 }
 
@@ -134,29 +130,21 @@ func (d *door) install() error {
 
 // putTable puts the whole table in place in one transaction: it is a handful of rules.
 func (d *door) putTable() error {
-	if d.conn == nil {
-		c, err := nftables.New(nftables.WithNetNSFd(d.ns.FD()), nftables.AsLasting(), nftables.WithSockOptions(func(c *mdnetlink.Conn) error {
-			d.portID = c.PID()
-			return nil
-		}))
-		if err != nil {
-			return fmt.Errorf("open nftables socket: %w", err)
-		}
-		d.conn = c
-	}
-	if err := d.describe(); err != nil {
+	c, err := d.conn.Open()
+	if err != nil {
 		return err
 	}
-	if err := d.conn.Flush(); err != nil {
-		_ = d.conn.CloseLasting()
-		d.conn = nil
-		return fmt.Errorf("put nftables table %s in place (is nft_tproxy there?): %w", tableName, err)
+	if err := d.describe(c); err != nil {
+		d.conn.Drop() // what is pending must not go with the next transaction
+		return err
+	}
+	if err := d.conn.Commit(); err != nil {
+		return fmt.Errorf("let queries in (is nft_tproxy there?): %w", err)
 	}
 	return nil
 }
 
-func (d *door) describe() error {
-	c := d.conn
+func (d *door) describe(c *nftables.Conn) error {
 	t := &nftables.Table{Family: nftables.TableFamilyINet, Name: tableName}
 	c.AddTable(t) // so that there is one to delete
 	c.DelTable(t)
@@ -176,8 +164,8 @@ func (d *door) describe() error {
 				elements = append(elements, nftables.SetElement{Key: a.AsSlice()})
 			}
 		}
-		if err := c.AddSet(s, elements); err != nil {
-			return fmt.Errorf("describe nftables set %s: %w", s.Name, err)
+		if err := nft.AddSet(c, s, elements...); err != nil {
+			return err
 		}
 		sets[ipv6] = s
 	}

@@ -10,31 +10,23 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	mdnetlink "github.com/mdlayher/netlink"
-)
 
-const (
-	// elementsChunk is how many elements go into one netlink attribute, which holds 64 KiB.
-	elementsChunk = 400
-	// socketBuffer in bytes: a whole table is one write.
-	socketBuffer = 64 << 20
+	"github.com/vk-metal/vk-metal/internal/nft"
 )
 
 // table owns the kernel's table. Safe for concurrent use.
 type table struct {
-	nsFD     int
 	podGroup uint32
 	table    *nftables.Table
 
 	mu      sync.Mutex
-	conn    *nftables.Conn // nil after an error
-	portID  uint32
+	conn    *nft.Conn
 	handles map[string][]uint64 // of the rules of each chain
 }
 
 func newTable(nsFD int, podGroup uint32) *table {
 	return &table{
-		nsFD: nsFD, podGroup: podGroup, handles: map[string][]uint64{},
+		conn: nft.New(nsFD, tableName, nft.BigBuffer), podGroup: podGroup, handles: map[string][]uint64{},
 		table: &nftables.Table{Family: nftables.TableFamilyINet, Name: tableName},
 	}
 }
@@ -42,39 +34,14 @@ func newTable(nsFD int, podGroup uint32) *table {
 func (t *table) close() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.drop()
-}
-
-func (t *table) drop() {
-	if t.conn != nil {
-		_ = t.conn.CloseLasting()
-		t.conn = nil
-	}
-}
-
-// open gives a connection with nothing pending.
-func (t *table) open() (*nftables.Conn, error) {
-	if t.conn != nil {
-		return t.conn, nil
-	}
-	c, err := nftables.New(nftables.WithNetNSFd(t.nsFD), nftables.AsLasting(), nftables.WithSockOptions(func(c *mdnetlink.Conn) error {
-		t.portID = c.PID()
-		// Best effort: the default is enough for a few hundred elements.
-		_, _ = c.SetReadBuffer(socketBuffer), c.SetWriteBuffer(socketBuffer)
-		return nil
-	}))
-	if err != nil {
-		return nil, fmt.Errorf("open nftables socket: %w", err)
-	}
-	t.conn = c
-	return c, nil
+	t.conn.Drop()
 }
 
 // own says whether an event with this netlink port is of our own making.
 func (t *table) own(portID uint32) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.conn != nil && portID == t.portID
+	return t.conn.Own(portID)
 }
 
 // batch is one transaction being built. The first error sticks.
@@ -85,39 +52,36 @@ type batch struct {
 }
 
 func (t *table) batch() (*batch, error) {
-	c, err := t.open()
+	c, err := t.conn.Open()
 	return &batch{t: t, c: c}, err
 }
 
 func (b *batch) commit() error {
-	if b.err == nil {
-		b.err = b.c.Flush()
-	}
 	if b.err != nil {
-		b.t.drop() // what is pending must not go with the next transaction
-		return fmt.Errorf("commit nftables table %s: %w", tableName, b.err)
+		b.t.conn.Drop() // what is pending must not go with the next transaction
+		return fmt.Errorf("change nftables table %s: %w", tableName, b.err)
 	}
-	return nil
+	return b.t.conn.Commit()
 }
 
 func (b *batch) elements(s *nftables.Set, list []nftables.SetElement, apply func(*nftables.Set, []nftables.SetElement) error) {
-	for part := range slices.Chunk(list, elementsChunk) {
-		if b.err == nil {
-			b.err = apply(s, part)
-		}
+	if b.err == nil {
+		b.err = nft.Portions(s, list, apply)
 	}
 }
 
 func (b *batch) set(s Set, elements map[Element]bool) {
-	k := kernelSet(b.t.table, s)
-	if b.err == nil {
-		b.err = b.c.AddSet(k, nil)
-	}
 	var list []nftables.SetElement
 	for e := range elements {
 		list = append(list, kernelElements(s, e)...)
 	}
-	b.elements(k, list, b.c.SetAddElements)
+	b.add(kernelSet(b.t.table, s), list)
+}
+
+func (b *batch) add(s *nftables.Set, list []nftables.SetElement) {
+	if b.err == nil {
+		b.err = nft.AddSet(b.c, s, list...)
+	}
 }
 
 func (b *batch) chain(name string) {
@@ -240,9 +204,7 @@ func (t *table) replace(content *Content) error {
 		b.set(s, elements)
 	}
 	for _, m := range fixedMaps(t.table) {
-		if b.err == nil {
-			b.err = b.c.AddSet(m, nil)
-		}
+		b.add(m, nil)
 	}
 	for name := range content.chains {
 		b.chain(name)
@@ -274,7 +236,7 @@ func (t *table) replace(content *Content) error {
 // adds or replaces shows as another list.
 func (t *table) remember(chains []string) error {
 	for _, name := range chains {
-		got, err := t.handlesOf(name)
+		got, err := t.conn.Handles(t.table, name)
 		if err != nil {
 			return err
 		}
@@ -285,30 +247,13 @@ func (t *table) remember(chains []string) error {
 	return nil
 }
 
-// handlesOf is nil for a chain that is not there.
-func (t *table) handlesOf(chain string) ([]uint64, error) {
-	got, err := t.conn.GetRules(t.table, &nftables.Chain{Table: t.table, Name: chain})
-	if err != nil {
-		t.drop()
-		return nil, fmt.Errorf("read back chain %s: %w", chain, err)
-	}
-	var out []uint64
-	for _, r := range got {
-		out = append(out, r.Handle)
-	}
-	return out, nil
-}
-
 // same says whether the kernel has the fixed chains and all of content; any failure to read
 // counts as a difference.
 func (t *table) same(content *Content) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if _, err := t.open(); err != nil {
-		return false
-	}
 	for name, want := range t.handles {
-		if got, err := t.handlesOf(name); err != nil || !slices.Equal(got, want) {
+		if got, err := t.conn.Handles(t.table, name); err != nil || !slices.Equal(got, want) {
 			return false
 		}
 	}
@@ -336,12 +281,8 @@ func (t *table) same(content *Content) bool {
 
 // holds says whether the kernel's set has exactly these elements.
 func (t *table) holds(s *nftables.Set, want []nftables.SetElement) bool {
-	if t.conn == nil {
-		return false
-	}
-	have, err := t.conn.GetSetElements(s)
+	have, err := t.conn.Elements(s)
 	if err != nil {
-		t.drop()
 		return false
 	}
 	type key struct {
@@ -390,13 +331,9 @@ func (t *table) guarded() map[netip.Addr]bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	out := map[netip.Addr]bool{}
-	if _, err := t.open(); err != nil {
-		return out
-	}
 	for _, ipv6 := range []bool{false, true} {
-		got, err := t.conn.GetSetElements(kernelSet(t.table, selfSet(ipv6)))
+		got, err := t.conn.Elements(kernelSet(t.table, selfSet(ipv6)))
 		if err != nil {
-			t.drop()
 			return out
 		}
 		for _, e := range got {
@@ -412,19 +349,20 @@ func (t *table) guarded() map[netip.Addr]bool {
 func (t *table) denied(d Direction) uint64 {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if _, err := t.open(); err != nil {
+	c, err := t.conn.Open()
+	if err != nil {
 		return 0
 	}
-	rules, err := t.conn.GetRules(t.table, &nftables.Chain{Table: t.table, Name: deniedChain + d.String()})
+	rules, err := c.GetRules(t.table, &nftables.Chain{Table: t.table, Name: deniedChain + d.String()})
 	if err != nil {
-		t.drop()
+		t.conn.Drop()
 		return 0
 	}
 	var sum uint64
 	for _, r := range rules {
 		for _, e := range r.Exprs {
-			if c, ok := e.(*expr.Counter); ok {
-				sum += c.Packets
+			if counter, ok := e.(*expr.Counter); ok {
+				sum += counter.Packets
 			}
 		}
 	}

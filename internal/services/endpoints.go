@@ -19,18 +19,15 @@ type endpoint struct {
 	zones       []string
 }
 
-// better orders what two slices say of the same address while an endpoint moves between them.
-func (e *endpoint) better(o *endpoint) bool {
-	rank := func(e *endpoint) int {
-		switch {
-		case e.ready:
-			return 2
-		case e.serving:
-			return 1
-		}
-		return 0
+// rank orders what two slices say of the same address while an endpoint moves between them.
+func (e *endpoint) rank() int {
+	switch {
+	case e.ready:
+		return 2
+	case e.serving:
+		return 1
 	}
-	return rank(e) > rank(o)
+	return 0
 }
 
 // portEndpoints lists the endpoints of one Service port in one IP version, sorted by address.
@@ -39,29 +36,25 @@ func portEndpoints(sliceList []*discoveryv1.EndpointSlice, ipv6 bool, name strin
 	if ipv6 {
 		family = discoveryv1.AddressTypeIPv6
 	}
-	byAddr := map[netip.AddrPort]*endpoint{}
+	var out []endpoint
 	for _, s := range sliceList {
 		if s.AddressType != family {
 			continue
 		}
 		for _, port := range slicePorts(s, name, proto) {
+			out = slices.Grow(out, len(s.Endpoints))
 			for i := range s.Endpoints {
-				e := newEndpoint(&s.Endpoints[i], port, ipv6, node)
-				if e == nil {
-					continue
-				}
-				if old := byAddr[e.addr]; old == nil || e.better(old) {
-					byAddr[e.addr] = e
+				if e, ok := newEndpoint(&s.Endpoints[i], port, ipv6, node); ok {
+					out = append(out, e)
 				}
 			}
 		}
 	}
-	out := make([]endpoint, 0, len(byAddr))
-	for _, e := range byAddr {
-		out = append(out, *e)
-	}
-	slices.SortFunc(out, func(a, b endpoint) int { return a.addr.Compare(b.addr) })
-	return out
+	// What is told twice counts once: the best, then the first.
+	slices.SortStableFunc(out, func(a, b endpoint) int {
+		return cmp.Or(a.addr.Compare(b.addr), cmp.Compare(b.rank(), a.rank()))
+	})
+	return slices.CompactFunc(out, func(a, b endpoint) bool { return a.addr == b.addr })
 }
 
 // slicePorts are the numbers that the slice has for the Service port of this name: named
@@ -83,16 +76,16 @@ func slicePorts(s *discoveryv1.EndpointSlice, name string, proto Protocol) []uin
 	return out
 }
 
-// newEndpoint is nil for an address that no packet may be sent to on a Service's behalf.
-func newEndpoint(e *discoveryv1.Endpoint, port uint16, ipv6 bool, node string) *endpoint {
+// newEndpoint is false for an address that no packet may be sent to on a Service's behalf.
+func newEndpoint(e *discoveryv1.Endpoint, port uint16, ipv6 bool, node string) (out endpoint, ok bool) {
 	if len(e.Addresses) == 0 {
-		return nil
+		return out, false
 	}
 	addr, err := netip.ParseAddr(e.Addresses[0])
 	if err != nil || addr.Zone() != "" || addr.Is6() != ipv6 || addr.IsLoopback() || addr.IsUnspecified() || addr.IsMulticast() {
-		return nil
+		return out, false
 	}
-	out := &endpoint{addr: netip.AddrPortFrom(addr, port), ready: true, near: e.NodeName != nil && *e.NodeName == node}
+	out = endpoint{addr: netip.AddrPortFrom(addr, port), ready: true, near: e.NodeName != nil && *e.NodeName == node}
 	if c := e.Conditions.Ready; c != nil {
 		out.ready = *c
 	}
@@ -111,7 +104,7 @@ func newEndpoint(e *discoveryv1.Endpoint, port uint16, ipv6 bool, node string) *
 			out.zones = append(out.zones, z.Name)
 		}
 	}
-	return out
+	return out, true
 }
 
 // usable picks the endpoints that may get new connections: the ready ones, or, when there
@@ -146,7 +139,11 @@ func preferred(list []endpoint, node, zone string) []endpoint {
 	return ready
 }
 
+// filter is the list itself where all of it is kept, as of most Services.
 func filter(list []endpoint, keep func(*endpoint) bool) []endpoint {
+	if !slices.ContainsFunc(list, func(e endpoint) bool { return !keep(&e) }) {
+		return list
+	}
 	var out []endpoint
 	for i := range list {
 		if keep(&list[i]) {
@@ -167,6 +164,13 @@ func place(old []netip.AddrPort, list []endpoint) []netip.AddrPort {
 	}
 	if len(list) == 0 {
 		return nil
+	}
+	if len(old) == 0 { // sorted as they are
+		out := make([]netip.AddrPort, len(list))
+		for i := range list {
+			out[i] = list[i].addr
+		}
+		return out
 	}
 	want := make(map[netip.AddrPort]bool, len(list))
 	for _, e := range list {

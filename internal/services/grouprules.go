@@ -86,10 +86,7 @@ func (b *batch) clearGroup(name string, old, next *group) {
 // endpoint makes the chain that notes the client and translates.
 func (b *batch) endpoint(f *family, name string, g *group, to netip.AddrPort) {
 	set := &nftables.Set{Table: f.table, Name: endpointName(name, to), KeyType: f.addr, Dynamic: true, HasTimeout: true}
-	_ = b.c.AddSet(set, nil) // fails for anonymous sets only
-	for part := range slices.Chunk(lives(b.clients[setName{g.ipv6, set.Name}], g.timeout), elementsChunk) {
-		_ = b.c.SetAddElements(set, part) // fails for anonymous sets only
-	}
+	b.set(set, lives(b.clients[setName{g.ipv6, set.Name}], g.timeout)...)
 	value := []byte(endpointValue(to))
 	b.chain(f, chainSpec{name: set.Name, rules: []exprs{
 		{f.load(f.saddr, reg1), &expr.Dynset{SrcRegKey: reg1, SetName: set.Name, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: g.timeout}},
@@ -147,8 +144,12 @@ func (t *table) clients(groups map[string]*group) map[setName][]nftables.SetElem
 	if len(wanted) == 0 {
 		return out
 	}
+	c, err := t.conn.Open()
+	if err != nil {
+		return out
+	}
 	for _, f := range t.families {
-		sets, err := t.conn.GetSets(f.table)
+		sets, err := c.GetSets(f.table)
 		if err != nil {
 			continue // no table yet
 		}
@@ -157,7 +158,7 @@ func (t *table) clients(groups map[string]*group) map[setName][]nftables.SetElem
 			if !wanted[at] {
 				continue
 			}
-			if got, err := t.conn.GetSetElements(s); err == nil {
+			if got, err := c.GetSetElements(s); err == nil {
 				out[at] = got
 			}
 		}

@@ -71,8 +71,8 @@ func checkOf(s *corev1.Service, sliceList []*discoveryv1.EndpointSlice, node Nod
 	ips := map[string]bool{}
 	for _, slice := range sliceList {
 		for i := range slice.Endpoints {
-			e := newEndpoint(&slice.Endpoints[i], 0, slice.AddressType == discoveryv1.AddressTypeIPv6, node.Name)
-			if e != nil && e.ready && e.near {
+			e, ok := newEndpoint(&slice.Endpoints[i], 0, slice.AddressType == discoveryv1.AddressTypeIPv6, node.Name)
+			if ok && e.ready && e.near {
 				ips[e.addr.Addr().String()] = true
 			}
 		}

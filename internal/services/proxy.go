@@ -63,6 +63,7 @@ type Proxy struct {
 	rivalEvery time.Duration
 
 	health *health
+	stats  *stats
 	stale  chan struct{} // flows are to be cleaned up
 	flows  flows         // which; by mu
 
@@ -81,7 +82,7 @@ func New(o Options) (*Proxy, error) {
 	p := &Proxy{
 		log: o.Log, ns: ns, table: newTable(ns, o.PodLinkGroup), services: o.Services, node: o.Node,
 		dirty: map[string]bool{}, unready: map[netip.Addr]bool{}, wake: make(chan struct{}, 1), check: make(chan struct{}, 1), state: newState(),
-		health: newHealth(ns, o.Log), stale: make(chan struct{}, 1), flows: flows{},
+		health: newHealth(ns, o.Log), stats: newStats(), stale: make(chan struct{}, 1), flows: flows{},
 		rival: func() (int, bool) { return rival("/proc", "self") }, rivalEvery: rivalEvery,
 	}
 	if err := p.register(o); err != nil {
@@ -319,12 +320,19 @@ func Remove(hostNetNS string) error {
 
 // step takes over what changed and programs it; whole puts everything in place anew.
 func (p *Proxy) step(whole bool) error {
+	start := time.Now()
 	changed, leaving := p.update(whole)
-	if whole || !changed.empty() && p.table.change(changed) != nil {
+	if !whole && !changed.empty() {
+		whole = p.table.change(changed) != nil
+	}
+	if whole {
 		if err := p.table.replace(p.state.all()); err != nil {
 			return err
 		}
 		changed.flows = p.state.allFlows()
+	}
+	if whole || !changed.empty() {
+		p.stats.timed(start, whole)
 	}
 	p.health.done(leaving)
 	p.health.serve()

@@ -111,12 +111,22 @@ func (p *Port) render(f *Frontend, e elements) {
 
 func (p *Port) slots(set setName, key string, list []netip.AddrPort, first int, e elements) {
 	for i, to := range list {
-		e.put(set, key+string(binary.NativeEndian.AppendUint32(nil, uint32(first+i))), endpointValue(to))
+		var slot [4]byte
+		binary.NativeEndian.PutUint32(slot[:], uint32(first+i))
+		e.put(set, key+string(slot[:]), endpointValue(to))
 	}
 }
 
 func endpointValue(to netip.AddrPort) string {
-	return string(to.Addr().AsSlice()) + string(binary.BigEndian.AppendUint16(nil, to.Port())) + "\x00\x00"
+	buf := make([]byte, 0, 20) // stays on the stack: there are many
+	if a := to.Addr(); a.Is4() {
+		four := a.As4()
+		buf = append(buf, four[:]...)
+	} else {
+		sixteen := a.As16()
+		buf = append(buf, sixteen[:]...)
+	}
+	return string(append(binary.BigEndian.AppendUint16(buf, to.Port()), 0, 0))
 }
 
 func (p *Port) renderLimits(f *Frontend, key string, e elements) {

@@ -10,17 +10,11 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
-	mdnetlink "github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/vk-metal/vk-metal/internal/linuxns"
+	"github.com/vk-metal/vk-metal/internal/nft"
 )
-
-// elementsChunk is how many elements go into one netlink attribute, which holds 64 KiB.
-const elementsChunk = 400
-
-// socketBuffer in bytes: a whole table is one write.
-const socketBuffer = 64 << 20
 
 // table owns the kernel's tables. It holds nothing of the wanted content but what it needs
 // to change it: the chains and groups that are there. Safe for concurrent use.
@@ -29,9 +23,8 @@ type table struct {
 	families []*family
 	sets     map[setName]*nftables.Set
 
-	mu     sync.Mutex
-	conn   *nftables.Conn // nil after an error
-	portID uint32
+	mu   sync.Mutex
+	conn *nft.Conn
 	// lingers: the kernel has no time-outs per connection (CONFIG_NF_CONNTRACK_TIMEOUT).
 	lingers bool
 	chains  map[setName]bool // numbered chains that are there
@@ -41,7 +34,7 @@ type table struct {
 
 // newTable makes a table of the namespace; podGroup is the link group of pods' interfaces.
 func newTable(ns *linuxns.NS, podGroup uint32) *table {
-	t := &table{ns: ns, sets: map[setName]*nftables.Set{}}
+	t := &table{ns: ns, conn: nft.New(ns.FD(), tableName, nft.BigBuffer), sets: map[setName]*nftables.Set{}}
 	for _, ipv6 := range []bool{false, true} {
 		f := newFamily(ipv6, podGroup)
 		t.families = append(t.families, f)
@@ -62,69 +55,30 @@ func (t *table) family(ipv6 bool) *family {
 func (t *table) close() {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.drop()
-}
-
-func (t *table) drop() {
-	if t.conn != nil {
-		_ = t.conn.CloseLasting()
-		t.conn = nil
-	}
-}
-
-// open gives a connection with nothing pending.
-func (t *table) open() (*nftables.Conn, error) {
-	if t.conn != nil {
-		return t.conn, nil
-	}
-	c, err := nftables.New(nftables.WithNetNSFd(t.ns.FD()), nftables.AsLasting(), nftables.WithSockOptions(func(c *mdnetlink.Conn) error {
-		t.portID = c.PID()
-		// Best effort: the default is enough for a few hundred elements.
-		_, _ = c.SetReadBuffer(socketBuffer), c.SetWriteBuffer(socketBuffer)
-		return nil
-	}))
-	if err != nil {
-		return nil, fmt.Errorf("open nftables socket: %w", err)
-	}
-	t.conn = c
-	return c, nil
+	t.conn.Drop()
 }
 
 // own says whether an event with this netlink port is of our own making.
 func (t *table) own(portID uint32) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.conn != nil && portID == t.portID
-}
-
-// flush commits; after an error the connection is not trusted any more.
-func (t *table) flush() error {
-	if err := t.conn.Flush(); err != nil {
-		t.drop()
-		return fmt.Errorf("commit nftables table %s: %w", tableName, err)
-	}
-	return nil
+	return t.conn.Own(portID)
 }
 
 // change applies what changed in one transaction. After an error the kernel is as before.
 func (t *table) change(d *delta) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	c, err := t.open()
+	b, err := t.batch()
 	if err != nil {
 		return err
 	}
-	b := &batch{t: t, c: c, chains: maps.Clone(t.chains), groups: maps.Clone(t.groups)}
-	if err := b.elements(d.del, c.SetDeleteElements); err != nil {
-		return err
-	}
+	b.elements(d.del, b.c.SetDeleteElements)
 	for name, g := range d.groups {
 		b.group(name, g)
 	}
 	b.chainsOf(d.add)
-	if err := b.elements(d.add, c.SetAddElements); err != nil {
-		return err
-	}
+	b.elements(d.add, b.c.SetAddElements)
 	return b.commit()
 }
 
@@ -142,26 +96,24 @@ func (t *table) replace(content elements, groups map[string]*group) error {
 }
 
 func (t *table) put(content elements, groups map[string]*group) error {
-	c, err := t.open()
+	b, err := t.batch()
 	if err != nil {
 		return err
 	}
-	b := &batch{t: t, c: c, chains: map[setName]bool{}, groups: map[string]*group{}, clients: t.clients(groups)}
 	closing := t.closing()
+	b.chains, b.groups, b.clients = map[setName]bool{}, map[string]*group{}, t.clients(groups)
 	for _, f := range t.families {
-		c.AddTable(f.table)
-		c.DelTable(f.table)
-		c.AddTable(f.table)
+		b.c.AddTable(f.table)
+		b.c.DelTable(f.table)
+		b.c.AddTable(f.table)
 		if f.setClosing(closing); f.closing != nil {
-			c.AddObj(f.closing)
+			b.c.AddObj(f.closing)
 		}
 		for _, s := range f.sets() {
 			if !s.Interval {
 				s.Size = capacity(len(content[setName{f.ipv6, s.Name}]))
 			}
-			if err := c.AddSet(s, nil); err != nil {
-				return fmt.Errorf("build set %s: %w", s.Name, err)
-			}
+			b.set(s)
 		}
 		for _, spec := range f.chains() {
 			b.chain(f, spec)
@@ -171,9 +123,7 @@ func (t *table) put(content elements, groups map[string]*group) error {
 		b.group(name, g)
 	}
 	b.chainsOf(content)
-	if err := b.elements(content, c.SetAddElements); err != nil {
-		return err
-	}
+	b.elements(content, b.c.SetAddElements)
 	if err := b.commit(); err != nil {
 		return err
 	}
@@ -198,33 +148,50 @@ func capacity(n int) uint32 {
 func (t *table) remove() error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	c, err := t.open()
+	b, err := t.batch()
 	if err != nil {
 		return err
 	}
 	for _, f := range t.families {
-		c.AddTable(f.table) // so that a missing one is no error
-		c.DelTable(f.table)
+		b.c.AddTable(f.table) // so that a missing one is no error
+		b.c.DelTable(f.table)
 	}
-	return t.flush()
+	return b.commit()
 }
 
-// batch is one transaction being built, and what will be there after it.
+// batch is one transaction being built, and what will be there after it. The first error
+// sticks.
 type batch struct {
 	t      *table
 	c      *nftables.Conn
+	err    error
 	chains map[setName]bool
 	groups map[string]*group
 	// clients are those that new endpoints begin with.
 	clients map[setName][]nftables.SetElement
 }
 
+func (t *table) batch() (*batch, error) {
+	c, err := t.conn.Open()
+	return &batch{t: t, c: c, chains: maps.Clone(t.chains), groups: maps.Clone(t.groups)}, err
+}
+
 func (b *batch) commit() error {
-	if err := b.t.flush(); err != nil {
+	if b.err != nil {
+		b.t.conn.Drop() // what is pending must not go with the next transaction
+		return fmt.Errorf("change nftables table %s: %w", tableName, b.err)
+	}
+	if err := b.t.conn.Commit(); err != nil {
 		return err
 	}
 	b.t.chains, b.t.groups = b.chains, b.groups
 	return nil
+}
+
+func (b *batch) set(s *nftables.Set, list ...nftables.SetElement) {
+	if b.err == nil {
+		b.err = nft.AddSet(b.c, s, list...)
+	}
 }
 
 func (b *batch) chain(f *family, spec chainSpec) {
@@ -254,17 +221,12 @@ func (b *batch) chainsOf(e elements) {
 	}
 }
 
-func (b *batch) elements(e elements, apply func(*nftables.Set, []nftables.SetElement) error) error {
+func (b *batch) elements(e elements, apply func(*nftables.Set, []nftables.SetElement) error) {
 	for set, kv := range e {
-		s := b.t.sets[set]
-		for part := range slices.Chunk(setElements(s, kv), elementsChunk) {
-			if err := apply(s, part); err != nil {
-				b.t.drop() // what is pending must not go with the next transaction
-				return fmt.Errorf("build elements of %s: %w", set.name, err)
-			}
+		if s := b.t.sets[set]; b.err == nil {
+			b.err = nft.Portions(s, setElements(s, kv), apply)
 		}
 	}
-	return nil
 }
 
 // setElements is the kernel's form of a set's content.
@@ -296,14 +258,11 @@ func (t *table) handles() (map[setName][]uint64, error) {
 	out := map[setName][]uint64{}
 	for _, f := range t.families {
 		for _, spec := range f.chains() {
-			got, err := t.conn.GetRules(f.table, spec.chain(f.table))
+			got, err := t.conn.Handles(f.table, spec.name)
 			if err != nil {
-				t.drop()
-				return nil, fmt.Errorf("read back chain %s: %w", spec.name, err)
+				return nil, err
 			}
-			for _, r := range got {
-				out[setName{f.ipv6, spec.name}] = append(out[setName{f.ipv6, spec.name}], r.Handle)
-			}
+			out[setName{f.ipv6, spec.name}] = got
 		}
 	}
 	return out, nil
@@ -314,21 +273,12 @@ func (t *table) handles() (map[setName][]uint64, error) {
 func (t *table) same(content elements) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	c, err := t.open()
-	if err != nil {
-		return false
-	}
 	got, err := t.handles()
 	if err != nil || !maps.EqualFunc(got, t.rules, slices.Equal) {
 		return false
 	}
 	for name, s := range t.sets {
-		have, err := c.GetSetElements(s)
-		if err != nil {
-			t.drop()
-			return false
-		}
-		if !sameElements(s, have, content[name]) {
+		if have, err := t.conn.Elements(s); err != nil || !sameElements(s, have, content[name]) {
 			return false
 		}
 	}
