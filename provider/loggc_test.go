@@ -11,7 +11,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes/fake"
+
+	"github.com/vk-metal/vk-metal/internal/testapi"
 )
 
 // links maps the names in /var/log/containers to where they lead.
@@ -77,7 +78,7 @@ func TestLogsOfVanishedPods(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
 			if foreign {
-				w.client = fake.NewClientset(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "kubernetes", UID: "cluster-2"}})
+				w.client = testapi.NewClientset(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "kubernetes", UID: "cluster-2"}})
 			}
 			logs := map[string]bool{"ns_old_uid-old/app/0.log": foreign, "ns_b_uid-b/app/0.log": true, "readme": true, "a_b_c_uid-c": true, "ns_x_..": true}
 			for name := range logs {

@@ -35,6 +35,7 @@ import (
 	"github.com/vk-metal/vk-metal/internal/sandbox"
 	"github.com/vk-metal/vk-metal/internal/seccomp"
 	"github.com/vk-metal/vk-metal/internal/staticpods"
+	"github.com/vk-metal/vk-metal/internal/testapi"
 	"github.com/vk-metal/vk-metal/internal/volumes"
 	"github.com/vk-metal/vk-metal/netns"
 	"github.com/vk-metal/vk-metal/probes"
@@ -104,7 +105,7 @@ func newWorld(t *testing.T) *world {
 		boxes: map[string]bool{}, streams: map[string]bool{}, objects: map[string]kruntime.Object{}, deaf: map[string]bool{}, results: map[string]probes.Results{},
 		images: map[string]error{}, offers: map[types.UID][]endpoints.Endpoint{},
 	}
-	w.client = fake.NewClientset(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "kubernetes", UID: "cluster-1"}})
+	w.client = testapi.NewClientset(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "kubernetes", UID: "cluster-1"}})
 	w.gracefulDelete()
 	return w
 }

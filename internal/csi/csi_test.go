@@ -26,6 +26,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 
 	"github.com/vk-metal/vk-metal/internal/paths"
+	"github.com/vk-metal/vk-metal/internal/testapi"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -45,7 +46,7 @@ func newWorld(t *testing.T, driver *testDriver, objects ...runtime.Object) *worl
 	t.Helper()
 	dir := t.TempDir()
 	w := &world{t: t, driver: driver, layout: paths.Layout{Run: filepath.Join(dir, "run"), Kubelet: filepath.Join(dir, "kubelet")}}
-	w.client = fake.NewClientset(append(objects, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "node-1"}})...)
+	w.client = testapi.NewClientset(append(objects, &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1", UID: "node-1"}})...)
 	w.restart()
 	return w
 }

@@ -18,6 +18,8 @@ import (
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/vk-metal/vk-metal/internal/testapi"
 )
 
 func service(name string, published bool, selector map[string]string) *corev1.Service {
@@ -70,7 +72,7 @@ func sources(t *testing.T, test func(t *testing.T, client *fake.Clientset, s Sou
 	for _, kind := range []string{"shared", "selected"} {
 		t.Run(kind, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				client := fake.NewClientset(service("web", false, web), service("all", true, web), service("db", false, map[string]string{"app": "db"}))
+				client := testapi.NewClientset(service("web", false, web), service("all", true, web), service("db", false, map[string]string{"app": "db"}))
 				factory := informers.NewSharedInformerFactory(client, 0)
 				ctx, cancel := context.WithCancel(t.Context())
 				defer func() { cancel(); synctest.Wait() }()
@@ -187,7 +189,7 @@ func TestSelectedWatchesNoMoreThanItMust(t *testing.T) {
 
 func TestSelectedThatMayNotWatchSaysSo(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		client := fake.NewClientset(service("web", false, web))
+		client := testapi.NewClientset(service("web", false, web))
 		client.PrependReactor("list", "endpointslices", func(clienttesting.Action) (bool, runtime.Object, error) {
 			return true, nil, apierrors.NewForbidden(schema.GroupResource{Resource: "endpointslices"}, "", nil)
 		})

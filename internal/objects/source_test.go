@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -19,6 +20,8 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes/fake"
 	clienttesting "k8s.io/client-go/testing"
+
+	"github.com/vk-metal/vk-metal/internal/testapi"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -40,7 +43,7 @@ func configMap(name, value string) *corev1.ConfigMap {
 // testSource is a Cache over a fake API, and the pods that it told about.
 func testSource(t *testing.T, objects ...runtime.Object) (*Cache, *fake.Clientset, chan string) {
 	t.Helper()
-	client := fake.NewClientset(objects...)
+	client := testapi.NewClientset(objects...)
 	ctx, cancel := context.WithCancel(t.Context())
 	c := NewSource(ctx, client, Options{FirstAnswer: 5 * time.Second})
 	t.Cleanup(func() { cancel(); c.Wait() })
@@ -86,7 +89,9 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-func TestWatchAndFanOut(t *testing.T) {
+func TestWatchAndFanOut(t *testing.T) { synctest.Test(t, testWatchAndFanOut) }
+
+func testWatchAndFanOut(t *testing.T) {
 	c, client, told := testSource(t, configMap("a", "1"))
 	c.Register(podWith("p1", "a", "b"))
 	c.Register(podWith("p2", "a"))
@@ -145,7 +150,9 @@ func drain(told chan string) {
 	}
 }
 
-func TestImmutableEndsItsWatch(t *testing.T) {
+func TestImmutableEndsItsWatch(t *testing.T) { synctest.Test(t, testImmutableEndsItsWatch) }
+
+func testImmutableEndsItsWatch(t *testing.T) {
 	immutable := true
 	cm := configMap("a", "1")
 	cm.Immutable = &immutable
@@ -160,8 +167,10 @@ func TestImmutableEndsItsWatch(t *testing.T) {
 	}
 }
 
-func TestNoAnswer(t *testing.T) {
-	client := fake.NewClientset()
+func TestNoAnswer(t *testing.T) { synctest.Test(t, testNoAnswer) }
+
+func testNoAnswer(t *testing.T) {
+	client := testapi.NewClientset()
 	client.PrependReactor("list", "secrets", func(clienttesting.Action) (bool, runtime.Object, error) {
 		return true, nil, apierrors.NewForbidden(corev1.Resource("secrets"), "s", errors.New("no relationship found"))
 	})
@@ -238,7 +247,9 @@ func tokenAPI(client *fake.Clientset, life *time.Duration, fail *bool) *[]*authv
 	return &asked
 }
 
-func TestTokens(t *testing.T) {
+func TestTokens(t *testing.T) { synctest.Test(t, testTokens) }
+
+func testTokens(t *testing.T) {
 	c, client, told := testSource(t)
 	life, fail := time.Hour, false
 	asked := tokenAPI(client, &life, &fail)
