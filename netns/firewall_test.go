@@ -8,7 +8,6 @@ import (
 	"strconv"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/vk-metal/vk-metal/internal/linuxns"
 )
@@ -92,7 +91,7 @@ func (f *firewall) test(t *testing.T) {
 		}
 	}
 	to := func(name string) netip.AddrPort { return netip.AddrPortFrom(places[name].v4, 80) }
-	if _, err := ask(places[f.blocks[0]].ns, "tcp", to(f.blocks[1])); err == nil {
+	if _, err := askFrom(places[f.blocks[0]].ns, "tcp", nil, to(f.blocks[1]), silence); err == nil {
 		t.Errorf("%s reaches %s without the documented rules", f.blocks[0], f.blocks[1])
 	}
 	for _, rule := range f.rules {
@@ -110,7 +109,7 @@ func (f *firewall) test(t *testing.T) {
 		}
 	}
 	seen(t, "a host port from outside", w.out, "tcp", netip.AddrPortFrom(nodeIP4, 8080), outIP4)
-	if _, err := askFrom(w.out, "tcp", tcpFrom("10.244.9.1"), to("pod"), time.Second); err != nil {
+	if _, err := askFrom(w.out, "tcp", tcpFrom("10.244.9.1"), to("pod"), patience); err != nil {
 		t.Errorf("another node's pod to a pod: %v", err)
 	}
 	must(t, m.Teardown(t.Context(), "a"))

@@ -80,6 +80,8 @@ func newWorld(t testing.TB) *world {
 	w.ip(w.out, "lan", outIP4, outIP6)
 	w.run(w.node, "ip", "route", "add", "default", "via", outIP4.String())
 	w.run(w.node, "ip", "route", "add", "default", "via", outIP6.String())
+	w.settle(w.node, "uplink", nodeIP6)
+	w.settle(w.out, "lan", outIP6)
 	// The kernel joins a new link's multicast groups up to a second late; neighbour
 	// discovery on the LAN is not what is tested.
 	w.knows(w.node, "uplink", w.out, "lan", outIP6)
@@ -106,6 +108,18 @@ func (w *world) ip(ns *linuxns.NS, link string, addrs ...netip.Addr) {
 		}
 		return netlink.LinkSetUp(l)
 	}))
+}
+
+// settle waits until a link's end can send and its address receives.
+func (w *world) settle(ns *linuxns.NS, link string, ip netip.Addr) {
+	w.t.Helper()
+	h, err := ns.Netlink()
+	must(w.t, err)
+	defer h.Close()
+	l, err := h.LinkByName(link)
+	must(w.t, err)
+	must(w.t, canSend(h, l.Attrs().Index))
+	must(w.t, canReceive(h, []netip.Addr{ip}))
 }
 
 // knows gives ns a permanent neighbour on its link: ip is on the other's link.
@@ -203,7 +217,7 @@ func must(t testing.TB, err error) {
 func eventually(t testing.TB, what string, cond func() error) {
 	t.Helper()
 	var err error
-	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if err = cond(); err == nil {
 			return
 		}

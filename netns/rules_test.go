@@ -80,7 +80,7 @@ func received(t testing.TB, at, from *linuxns.NS, spoofed, honest, to netip.Addr
 			return err
 		}))
 	}
-	must(t, pc.SetReadDeadline(time.Now().Add(2*time.Second)))
+	must(t, pc.SetReadDeadline(time.Now().Add(patience)))
 	for n := 1; ; n++ {
 		b := make([]byte, 8)
 		if _, _, err := pc.ReadFrom(b); err != nil {
@@ -108,7 +108,7 @@ func TestPodsCannotReachTheHostsLoopback(t *testing.T) {
 	w.run(pod, "ip", "route", "del", "local", "127.0.0.1", "dev", "lo", "table", "local")
 	w.run(pod, "ip", "route", "add", "127.0.0.0/8", "via", gateway4.String(), "dev", podLink, "onlink", "src", a.IPs[0].String())
 	to := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.1"), port)
-	if from, err := askFrom(pod, "tcp", &net.TCPAddr{IP: a.IPs[0].AsSlice()}, to, 300*time.Millisecond); err == nil {
+	if from, err := askFrom(pod, "tcp", &net.TCPAddr{IP: a.IPs[0].AsSlice()}, to, silence); err == nil {
 		t.Errorf("the host's loopback answered %s", from)
 	}
 }
@@ -210,7 +210,7 @@ func TestHostPorts(t *testing.T) {
 		t.Log(err)
 	}
 	must(t, m.Teardown(context.Background(), "a"))
-	if got, err := askFrom(w.out, "tcp", nil, at(nodeIP4, 8080), 300*time.Millisecond); err == nil {
+	if got, err := askFrom(w.out, "tcp", nil, at(nodeIP4, 8080), silence); err == nil {
 		t.Errorf("a host port outlives its pod: %v", got)
 	}
 	c := setUp(t, m, "c", HostPort{Protocol: "UDP", HostPort: 8080, ContainerPort: 1})
@@ -225,14 +225,14 @@ func TestHostPortMovesWithAFlow(t *testing.T) {
 	w.start(m, Config{PodCIDRs: dualStack})
 	local := &net.UDPAddr{IP: outIP4.AsSlice(), Port: 4000}
 	to := netip.AddrPortFrom(nodeIP4, 8080)
-	_, err := askFrom(w.out, "udp", local, to, 100*time.Millisecond)
+	_, err := askFrom(w.out, "udp", local, to, silence)
 	if err == nil {
 		t.Fatal("somebody answered before there was a pod")
 	}
 	for _, uid := range []string{"a", "b"} {
 		a := setUp(t, m, uid, HostPort{Protocol: "UDP", HostPort: 8080, ContainerPort: 81})
 		serve(t, w.pod(a.Path), "udp4", a.IPs[0].String()+":81")
-		if got, err := askFrom(w.out, "udp", local, to, time.Second); err != nil || got != outIP4 {
+		if got, err := askFrom(w.out, "udp", local, to, patience); err != nil || got != outIP4 {
 			t.Errorf("pod %s: %v %v", uid, got, err)
 		}
 		must(t, m.Teardown(context.Background(), uid))
@@ -307,7 +307,7 @@ func TestManyRanges(t *testing.T) {
 	must(t, m.SetConfig(cfg))
 	w.run(w.out, "ip", "route", "add", "10.244.1.0/24", "via", nodeIP4.String())
 	eventually(t, "the address is not masqueraded", func() error {
-		if got, err := ask(w.pod(a.Path), "tcp", to); err != nil || got != a.IPs[0] {
+		if got, err := askFrom(w.pod(a.Path), "tcp", nil, to, silence); err != nil || got != a.IPs[0] {
 			return fmt.Errorf("from %v: %w", got, err)
 		}
 		return nil

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/vk-metal/vk-metal/internal/linuxns"
+	"github.com/vk-metal/vk-metal/internal/testnet"
 )
 
 // serve answers on a TCP or UDP address inside a namespace with what it sees as the
@@ -64,9 +65,13 @@ func serveUDP(pc net.PacketConn) {
 	}
 }
 
+// silence is how long nobody may answer for there to be none, patience how long an answer
+// may take that has to come: the machine may be busy.
+const silence, patience = 700 * time.Millisecond, 30 * time.Second
+
 // ask connects from inside a namespace and returns the client's address as the server saw it.
 func ask(ns *linuxns.NS, network string, to netip.AddrPort) (netip.Addr, error) {
-	return askFrom(ns, network, nil, to, time.Second)
+	return askFrom(ns, network, nil, to, patience)
 }
 
 func askFrom(ns *linuxns.NS, network string, local net.Addr, to netip.AddrPort, patience time.Duration) (netip.Addr, error) {
@@ -81,6 +86,9 @@ func askFrom(ns *linuxns.NS, network string, local net.Addr, to netip.AddrPort, 
 		return netip.Addr{}, err
 	}
 	defer c.Close()
+	if err := testnet.FirstPassed(c); err != nil {
+		return netip.Addr{}, err
+	}
 	_ = c.SetDeadline(time.Now().Add(patience))
 	if network[:3] == "udp" {
 		if _, err := c.Write([]byte("?")); err != nil {

@@ -160,10 +160,10 @@ func TestEnforced(t *testing.T) {
 		for _, a := range []netip.Addr{server.V4, server.V6} {
 			to := netip.AddrPortFrom(a, 8080)
 			e.becomes("nothing is allowed", client, network, to, "silence")
-			if got := testnet.Outcome(e.Node, network, to); !strings.HasPrefix(got, "server") {
+			if got := testnet.OutcomeOnce(e.Node, network, to, "server"); !strings.HasPrefix(got, "server") {
 				t.Errorf("the node cannot probe its own pod by %s: %s", network, got)
 			}
-			if got := testnet.Outcome(server.NS, network, to); !strings.HasPrefix(got, "server") {
+			if got := testnet.OutcomeOnce(server.NS, network, to, "server"); !strings.HasPrefix(got, "server") {
 				t.Errorf("a pod cannot reach itself by %s: %s", network, got)
 			}
 		}
@@ -203,25 +203,29 @@ func TestCut(t *testing.T) {
 	e.policy("in", "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: client}}}, {podSelector: {matchLabels: {app: other}}}]}]}")
 	accepted := listen(t, server)
 	e.start()
-	testnet.Must(t, e.c.Admit(t.Context(), object("server", server), []netip.Addr{server.V4, server.V6}))
+	testnet.Eventually(t, "the pod is admitted", func() error {
+		return e.c.Admit(t.Context(), object("server", server), []netip.Addr{server.V4, server.V6})
+	})
 	cut, cutPeer := e.connect(client, server, accepted)
 	kept, keptPeer := e.connect(other, server, accepted)
-	if err := talk(cut, cutPeer); err != nil {
-		t.Fatal(err)
+	for _, flow := range [][2]net.Conn{{cut, cutPeer}, {kept, keptPeer}} {
+		if err := talk(flow[0], flow[1], time.Minute); err != nil {
+			t.Fatal(err)
+		}
 	}
 	err := e.client.NetworkingV1().NetworkPolicies("shop").Delete(t.Context(), "in", metav1.DeleteOptions{})
 	testnet.Must(t, err)
 	e.policy("only-other", "{podSelector: {matchLabels: {app: server}}, ingress: [{from: [{podSelector: {matchLabels: {app: other}}}]}]}")
 	testnet.Eventually(t, "the flow is cut", func() error {
-		if err := talk(cut, cutPeer); err == nil {
+		if err := talk(cut, cutPeer, silence); err == nil {
 			return fmt.Errorf("it goes on")
 		}
 		return nil
 	})
-	if err := talk(cutPeer, cut); err == nil {
+	if err := talk(cutPeer, cut, silence); err == nil {
 		t.Error("the server's side opens the flow again")
 	}
-	if err := talk(kept, keptPeer); err != nil {
+	if err := talk(kept, keptPeer, time.Minute); err != nil {
 		t.Errorf("a flow that is allowed was cut: %v", err)
 	}
 }
@@ -252,7 +256,7 @@ func listen(t *testing.T, p *testnet.Pod) <-chan net.Conn {
 func (e *enforced) connect(from, to *testnet.Pod, accepted <-chan net.Conn) (client, server net.Conn) {
 	e.t.Helper()
 	testnet.Must(e.t, from.NS.Do(func() (err error) {
-		client, err = net.DialTimeout("tcp", netip.AddrPortFrom(to.V4, 9000).String(), 5*time.Second)
+		client, err = net.DialTimeout("tcp", netip.AddrPortFrom(to.V4, 9000).String(), time.Minute)
 		return err
 	}))
 	server = <-accepted
@@ -260,12 +264,15 @@ func (e *enforced) connect(from, to *testnet.Pod, accepted <-chan net.Conn) (cli
 	return client, server
 }
 
+// silence is how long nothing comes of a flow that is cut.
+const silence = 500 * time.Millisecond
+
 // talk sends a line one way and waits for it.
-func talk(from, to net.Conn) error {
+func talk(from, to net.Conn, patience time.Duration) error {
 	if _, err := from.Write([]byte("hello\n")); err != nil {
 		return err
 	}
-	_ = to.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+	_ = to.SetReadDeadline(time.Now().Add(patience))
 	_, err := bufio.NewReaderSize(to, 16).ReadString('\n')
 	return err
 }
@@ -310,7 +317,8 @@ func TestAdmit(t *testing.T) {
 	server, client := e.Pod(), e.Pod()
 	e.Serve(server.NS, "server", 8080)
 	to := netip.AddrPortFrom(server.V4, 8080)
-	if got := testnet.Outcome(client.NS, "tcp", to); got != "server from "+client.V4.String() {
+	open := "server from " + client.V4.String()
+	if got := testnet.OutcomeOnce(client.NS, "tcp", to, open); got != open {
 		t.Fatalf("before: %s", got)
 	}
 	pod := object("server", server)
@@ -322,7 +330,7 @@ func TestAdmit(t *testing.T) {
 		t.Errorf("an admitted pod: %s", got)
 	}
 	e.c.Release("server")
-	e.becomes("a pod that is gone is not guarded", client, "tcp", to, "server from "+client.V4.String())
+	e.becomes("a pod that is gone is not guarded", client, "tcp", to, open)
 }
 
 // TestAdmitFailsClosed: without the right to see policies no pod starts, and the error says

@@ -59,17 +59,20 @@ func TestClusterIP(t *testing.T) {
 			}
 			to := netip.AddrPortFrom(ip, 80)
 			for _, c := range []struct {
-				what, got, want string
+				what string
+				from *linuxns.NS
+				to   netip.AddrPort
+				want string
 			}{
-				{"pod", testnet.Outcome(client.NS, network, to), "server from " + client.Addr(ip).String()},
-				{"itself", testnet.Outcome(server.NS, network, to), "server from " + out.String()},
-				{"node", testnet.Outcome(w.Node, network, to), "server from " + out.String()},
-				{"outside", testnet.Outcome(w.Out, network, to), "server from " + out.String()},
-				{"pod, unused port", testnet.Outcome(client.NS, network, netip.AddrPortFrom(ip, 81)), "refused"},
-				{"node, unused port", testnet.Outcome(w.Node, network, netip.AddrPortFrom(ip, 81)), "refused"},
+				{"pod", client.NS, to, "server from " + client.Addr(ip).String()},
+				{"itself", server.NS, to, "server from " + out.String()},
+				{"node", w.Node, to, "server from " + out.String()},
+				{"outside", w.Out, to, "server from " + out.String()},
+				{"pod, unused port", client.NS, netip.AddrPortFrom(ip, 81), "refused"},
+				{"node, unused port", w.Node, netip.AddrPortFrom(ip, 81), "refused"},
 			} {
-				if c.got != c.want {
-					t.Errorf("%s, %s %s: %s, want %s", c.what, network, to, c.got, c.want)
+				if got := testnet.OutcomeOnce(c.from, network, c.to, c.want); got != c.want {
+					t.Errorf("%s, %s %s: %s, want %s", c.what, network, to, got, c.want)
 				}
 			}
 		}
@@ -284,7 +287,7 @@ func askAll(t *testing.T, name string, questions []question) {
 	var wg sync.WaitGroup
 	for _, q := range questions {
 		wg.Go(func() {
-			if got := testnet.Outcome(q.from, "tcp", q.to); got != q.want {
+			if got := testnet.OutcomeOnce(q.from, "tcp", q.to, q.want); got != q.want {
 				t.Errorf("%s: %s: %s, want %s", name, q.what, got, q.want)
 			}
 		})

@@ -275,7 +275,7 @@ func TestAffinity(t *testing.T) {
 	stays := func(what string) {
 		t.Helper()
 		for range 12 {
-			if a, err := testnet.Ask(client.NS, "tcp", to); err != nil || a.Who != mine {
+			if a, err := testnet.AskOnce(client.NS, "tcp", to); err != nil || a.Who != mine {
 				t.Fatalf("%s: %s answers (%v), not %s\n%s", what, a.Who, err, mine, c.Ruleset())
 			}
 		}
@@ -343,7 +343,7 @@ func TestUnreadyAtOnce(t *testing.T) {
 	c.proxy.SetReady([]netip.Addr{one.V4}, false)
 	testnet.Eventually(t, "one gets nothing", func() error { return c.lacks(one.V4.String() + " . 8080") })
 	for range 8 {
-		if a, err := testnet.Ask(client.NS, "tcp", netip.MustParseAddrPort(to)); err != nil || a.Who != "two" {
+		if a, err := testnet.AskOnce(client.NS, "tcp", netip.MustParseAddrPort(to)); err != nil || a.Who != "two" {
 			t.Fatalf("%s answers (%v)", a.Who, err)
 		}
 	}
@@ -365,7 +365,7 @@ func TestAffinityOverRestarts(t *testing.T) {
 	for i := range 5 {
 		stop()
 		stop = c.start()
-		if a, err := testnet.Ask(client.NS, "tcp", to); err != nil || a.Who != mine {
+		if a, err := testnet.AskOnce(client.NS, "tcp", to); err != nil || a.Who != mine {
 			t.Fatalf("restart %d: %s answers (%v), not %s\n%s", i, a.Who, err, mine, c.Ruleset())
 		}
 	}
@@ -393,7 +393,7 @@ func TestRestart(t *testing.T) {
 	go func() {
 		defer close(failed)
 		for {
-			if got := testnet.Outcome(client.NS, "tcp", netip.MustParseAddrPort("10.96.0.10:80")); got != want {
+			if got := testnet.OutcomeOnce(client.NS, "tcp", netip.MustParseAddrPort("10.96.0.10:80"), want); got != want {
 				failed <- got
 			}
 			select {

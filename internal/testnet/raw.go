@@ -98,7 +98,7 @@ func Listen(ns *linuxns.NS) (*Tap, error) {
 		if err != nil {
 			return fmt.Errorf("open packet socket: %w", err)
 		}
-		timeout := unix.NsecToTimeval(int64(5 * time.Second))
+		timeout := unix.NsecToTimeval(int64(30 * time.Second))
 		return unix.SetsockoptTimeval(t.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout)
 	})
 }

@@ -76,6 +76,8 @@ func New(t testing.TB) *World {
 	w.In(w.Out, "ip addr add 198.51.100.2/24 dev lan", "ip addr add 2001:db8:1::2/64 dev lan nodad",
 		"ip route add 10.0.0.0/8 via 198.51.100.1", "ip route add 203.0.113.0/24 via 198.51.100.1",
 		"ip -6 route add fd00::/8 via 2001:db8:1::1")
+	w.settle(w.Node, "uplink", NodeIP6)
+	w.settle(w.Out, "lan", OutIP6)
 	return w
 }
 
@@ -134,7 +136,32 @@ func (w *World) Pod() *Pod {
 		fmt.Sprintf("ip route add %s dev %s", p.V4, host), fmt.Sprintf("ip -6 route add %s dev %s", p.V6, host),
 		fmt.Sprintf("ip neigh add %s lladdr 02:00:00:00:00:0b dev %s nud permanent", p.V4, host),
 		fmt.Sprintf("ip neigh add %s lladdr 02:00:00:00:00:0b dev %s nud permanent", p.V6, host))
+	w.settle(p.NS, "eth0", p.V6)
+	w.settle(w.Node, host, NodeIP6)
 	return p
+}
+
+// settle waits until both ends of a link can send and the IPv6 address receives: the kernel
+// does both in work queues, and drops packets before.
+func (w *World) settle(ns *linuxns.NS, link string, addr netip.Addr) {
+	w.t.Helper()
+	h, err := ns.Netlink()
+	Must(w.t, err)
+	defer h.Close()
+	Eventually(w.t, link+" and "+addr.String()+" can be used", func() error {
+		l, err := h.LinkByName(link)
+		if err != nil {
+			return err
+		}
+		if l.Attrs().OperState != netlink.OperUp {
+			return errors.New("no carrier")
+		}
+		routes, err := h.RouteGet(addr.AsSlice())
+		if err == nil && (len(routes) == 0 || routes[0].Type != unix.RTN_LOCAL) {
+			err = errors.New("the address is not local")
+		}
+		return err
+	})
 }
 
 // Addr is the pod's address in the IP version of like.
@@ -212,10 +239,21 @@ type Answer struct {
 	Client netip.Addr
 }
 
-const patience = 700 * time.Millisecond
+// silence is how long nobody may answer for there to be none, patience how long an answer
+// may take that has to come: the machine may be busy.
+const silence, patience = 700 * time.Millisecond, 30 * time.Second
 
-// Ask connects from inside a namespace.
+// Ask connects from inside a namespace, as one who asks again when there is no answer soon.
 func Ask(ns *linuxns.NS, network string, to netip.AddrPort) (Answer, error) {
+	return ask(ns, network, to, silence)
+}
+
+// AskOnce is for an answer that has to come: it waits long, for one packet's answer.
+func AskOnce(ns *linuxns.NS, network string, to netip.AddrPort) (Answer, error) {
+	return ask(ns, network, to, patience)
+}
+
+func ask(ns *linuxns.NS, network string, to netip.AddrPort, patience time.Duration) (Answer, error) {
 	var c net.Conn
 	err := ns.Do(func() (err error) {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -227,6 +265,9 @@ func Ask(ns *linuxns.NS, network string, to netip.AddrPort) (Answer, error) {
 		return Answer{}, err
 	}
 	defer c.Close()
+	if err := FirstPassed(c); err != nil {
+		return Answer{}, err
+	}
 	_ = c.SetDeadline(time.Now().Add(patience))
 	if network == "udp" {
 		if _, err := c.Write([]byte("?")); err != nil {
@@ -242,9 +283,41 @@ func Ask(ns *linuxns.NS, network string, to netip.AddrPort) (Answer, error) {
 	return Answer{who, seen.Addr().Unmap()}, err
 }
 
-// Outcome is an answer as tests state it: "pod1 from <address>", "refused", "silence".
+// FirstPassed is an error if TCP had to send a packet again: somebody dropped the first.
+func FirstPassed(c net.Conn) error {
+	t, ok := c.(*net.TCPConn)
+	if !ok {
+		return nil
+	}
+	raw, err := t.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var info *unix.TCPInfo
+	if e := raw.Control(func(fd uintptr) { info, err = unix.GetsockoptTCPInfo(int(fd), unix.IPPROTO_TCP, unix.TCP_INFO) }); e != nil || err != nil {
+		return errors.Join(e, err)
+	}
+	if info.Total_retrans > 0 {
+		return errors.New("timeout: only a packet that was sent again was answered")
+	}
+	return nil
+}
+
+// Outcome is what comes of Ask as tests state it: "pod1 from <address>", "refused", "silence".
 func Outcome(ns *linuxns.NS, network string, to netip.AddrPort) string {
-	a, err := Ask(ns, network, to)
+	return outcome(Ask(ns, network, to))
+}
+
+// OutcomeOnce is what comes of one packet that has to have that outcome: silence is known
+// soon, and an answer waited for.
+func OutcomeOnce(ns *linuxns.NS, network string, to netip.AddrPort, want string) string {
+	if want == "silence" {
+		return Outcome(ns, network, to)
+	}
+	return outcome(AskOnce(ns, network, to))
+}
+
+func outcome(a Answer, err error) string {
 	switch {
 	case err == nil:
 		return a.Who + " from " + a.Client.String()
@@ -268,7 +341,7 @@ func Must(t testing.TB, err error) {
 func Eventually(t testing.TB, what string, cond func() error) {
 	t.Helper()
 	var err error
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if err = cond(); err == nil {
 			return
 		}
