@@ -20,13 +20,16 @@ func (s *setup) hostUp() error {
 	return wrap(s.m.nl.LinkSetUp(s.link), "bring up link %s", s.name)
 }
 
+// kernelPatience is how long a set-up waits for the kernel's work queues. They are held up
+// by the same lock as every change of a link on the machine: under load for seconds.
+const kernelPatience = 30 * time.Second
+
 // canSend waits until a link that is up can send. An end of a veth pair has no queue
 // and no IPv6 until the kernel's link watch has seen the carrier, and drops packets; that
 // takes up to seconds while other namespaces are being destroyed. Asking for the link makes
 // kernels since 6.7 do it at once, and tells when it is done on older ones.
 func canSend(h *netlink.Handle, index int) error {
-	const patience = 2 * time.Second
-	for end := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+	for end := time.Now().Add(kernelPatience); ; time.Sleep(time.Millisecond) {
 		l, err := h.LinkByIndex(index)
 		if err != nil {
 			return fmt.Errorf("look up link %d: %w", index, err)
@@ -35,7 +38,7 @@ func canSend(h *netlink.Handle, index int) error {
 			return nil
 		}
 		if time.Now().After(end) {
-			return fmt.Errorf("link %s has no carrier after %s", l.Attrs().Name, patience)
+			return fmt.Errorf("link %s has no carrier after %s", l.Attrs().Name, kernelPatience)
 		}
 	}
 }

@@ -73,8 +73,8 @@ func (s *setup) podLinks(h *netlink.Handle) error {
 // address valid for reception in a work queue, even without duplicate detection, and
 // answers "no such address" until then (addrconf_dad_completed).
 func canReceive(h *netlink.Handle, ips []netip.Addr) error {
-	const patience, pause = 2 * time.Second, 200 * time.Microsecond
-	end := time.Now().Add(patience)
+	const pause = 200 * time.Microsecond
+	end := time.Now().Add(kernelPatience)
 	for _, ip := range ips {
 		for ip.Is6() {
 			routes, err := h.RouteGet(ip.AsSlice())
@@ -82,7 +82,7 @@ func canReceive(h *netlink.Handle, ips []netip.Addr) error {
 				break
 			}
 			if time.Now().After(end) {
-				return fmt.Errorf("address %s is not usable after %s", ip, patience)
+				return fmt.Errorf("address %s is not usable after %s", ip, kernelPatience)
 			}
 			time.Sleep(pause)
 		}
