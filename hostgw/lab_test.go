@@ -162,6 +162,12 @@ func (l *lab) becomes(h *host, want ...string) {
 	})
 }
 
+// ready waits until the run is over that gave the kernel its routes: it ends with Status.
+func ready(t testing.TB, r *Router) {
+	t.Helper()
+	eventually(t, "the router is ready", r.Ready)
+}
+
 func peer(name string, addrs, cidrs string) Peer {
 	p := Peer{Name: name}
 	for _, a := range strings.Fields(addrs) {
@@ -186,7 +192,7 @@ func must(t testing.TB, err error) {
 func eventually(t testing.TB, what string, cond func() error) {
 	t.Helper()
 	var err error
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if err = cond(); err == nil {
 			return
 		}

@@ -78,7 +78,7 @@ func TestCrossSubnet(t *testing.T) {
 		k.reaches(from, "fd00:244:"+pair[0]+"::5", to, "fd00:244:"+pair[1]+"::5")
 	}
 	for _, r := range routers {
-		must(t, r.Ready())
+		ready(t, r)
 		for _, s := range r.Status() {
 			if s.Err != nil || len(s.Routes) != 2 {
 				t.Errorf("%+v", s)
@@ -95,7 +95,7 @@ func TestCrossSubnet(t *testing.T) {
 		if out := k.in(k.a.ns, "ip link show "+overlayLink); !strings.Contains(out, "mtu 1450") {
 			t.Error(out)
 		}
-		must(t, k.exchange(k.a, "10.244.1.5", k.c, "10.244.3.5", 8000))
+		eventually(t, "8000 bytes pass", func() error { return k.exchange(k.a, "10.244.1.5", k.c, "10.244.3.5", 8000) })
 		k.megabyte(k.a, "10.244.1.5", k.c, "10.244.3.5")
 		k.megabyte(k.a, "fd00:244:1::5", k.c, "fd00:244:3::5")
 	})

@@ -74,6 +74,7 @@ func TestPeersThatCannotBeReached(t *testing.T) {
 		peer("all", "192.0.2.11", "0.0.0.0/0"),
 	})
 	l.becomes(a, "unreachable 10.244.1.0/24", "10.244.2.0/24 via 192.0.2.2")
+	ready(t, r)
 	want := map[string]error{
 		"far": ErrOtherSubnet, "good": nil, "me": ErrRefused, "no-v6": errAny, "on-lan": ErrRefused,
 		"mine": ErrRefused, "twin": ErrRefused, "taken": ErrConflict, "swallows": ErrRefused, "all": ErrRefused,
@@ -85,7 +86,6 @@ func TestPeersThatCannotBeReached(t *testing.T) {
 		}
 		t.Logf("%s: %v", s.Name, s.Err)
 	}
-	must(t, r.Ready())
 	if got := l.routes(a, 4); len(got) != 1 {
 		t.Errorf("another program's routes: %v", got)
 	}

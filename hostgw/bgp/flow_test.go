@@ -21,6 +21,7 @@ type flow struct {
 	conn   *net.UDPConn
 	server net.PacketConn
 	quit   chan struct{}
+	sender sync.WaitGroup
 	done   sync.WaitGroup
 
 	mu       sync.Mutex
@@ -40,10 +41,22 @@ func (h *host) flow(from string, o *host, to string) *flow {
 		f.conn, err = net.DialUDP("udp", &net.UDPAddr{IP: net.ParseIP(from)}, f.server.LocalAddr().(*net.UDPAddr))
 		return err
 	}))
-	f.done.Go(f.send)
+	roomy(h.l.t, f.conn)
+	roomy(h.l.t, f.server.(*net.UDPConn))
+	f.sender.Go(f.send)
 	f.done.Go(f.receive)
 	h.l.t.Cleanup(f.end)
 	return f
+}
+
+// roomy makes a socket hold what comes while its reader waits for the processor: what does
+// not fit is lost here, not on the way.
+func roomy(t testing.TB, c *net.UDPConn) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	must(t, err)
+	must(t, raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 16<<20) }))
+	must(t, err)
 }
 
 func (f *flow) send() {
@@ -115,6 +128,7 @@ func (f *flow) reset() time.Duration {
 func (f *flow) stop(t testing.TB) (lost, sent uint64) {
 	t.Helper()
 	close(f.quit)
+	f.sender.Wait()
 	eventually(t, "the last packet is answered", func() error {
 		f.mu.Lock()
 		defer f.mu.Unlock()
@@ -132,6 +146,7 @@ func (f *flow) end() {
 	default:
 		close(f.quit)
 	}
+	f.sender.Wait()
 	_ = f.conn.Close()
 	_ = f.server.Close()
 	f.done.Wait()

@@ -189,7 +189,7 @@ func (h *host) run(commands ...string) string {
 }
 
 func (h *host) try(argv ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	out, err := exec.CommandContext(ctx, "nsenter", append([]string{"--net=" + h.path, "--"}, argv...)...).CombinedOutput()
 	if err != nil {

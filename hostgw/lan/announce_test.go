@@ -234,7 +234,7 @@ func TestDuplicate(t *testing.T) {
 	for _, a := range service.Addrs {
 		f.reaches(a, "a")
 	}
-	f.w.In(f.client, "sysctl -qw net.ipv6.conf.eth0.accept_dad=1 net.ipv6.conf.eth0.dad_transmits=1", "ip addr add 2001:db8::50/64 dev eth0")
+	f.w.In(f.client, "sysctl -qw net.ipv6.conf.eth0.accept_dad=1 net.ipv6.conf.eth0.dad_transmits=10", "ip addr add 2001:db8::50/64 dev eth0")
 	eventually(t, "the client's kernel refuses the address", func() error {
 		if out := f.w.In(f.client, "ip -6 addr show dev eth0"); !strings.Contains(out, "dadfailed") {
 			return errors.New(out)
