@@ -99,7 +99,11 @@ func TestHTTP(t *testing.T) {
 			if len(test.headers) == 1 {
 				scheme = corev1.URISchemeHTTP
 			}
-			spec := &corev1.Probe{TimeoutSeconds: 1, ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{
+			patience := int32(30)
+			if test.output == "Client.Timeout exceeded" {
+				patience = 1
+			}
+			spec := &corev1.Probe{TimeoutSeconds: patience, ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{
 				Path: test.path, Port: intstr.FromString("web"), Scheme: scheme, HTTPHeaders: test.headers,
 			}}}
 			target := Target{PodIP: "127.0.0.1", Container: corev1.Container{Ports: []corev1.ContainerPort{
@@ -121,7 +125,7 @@ func TestIgnoresProxy(t *testing.T) {
 	t.Setenv("HTTP_PROXY", "http://127.0.0.1:1")
 	t.Setenv("HTTPS_PROXY", "http://127.0.0.1:1")
 	s := server(t, true)
-	spec := &corev1.Probe{ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{
+	spec := &corev1.Probe{TimeoutSeconds: 30, ProbeHandler: corev1.ProbeHandler{HTTPGet: &corev1.HTTPGetAction{
 		Path: "/ok", Scheme: corev1.URISchemeHTTPS, Port: intstr.FromInt(portOf(t, s.Listener.Addr().String())),
 	}}}
 	o, err := New(nil).try(t.Context(), spec, Target{PodIP: "127.0.0.1"})
@@ -135,16 +139,31 @@ func TestTCP(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	port := portOf(t, listener.Addr().String())
-	spec := &corev1.Probe{ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt(port)}}}
-	p := New(nil)
-	if o, err := p.try(t.Context(), spec, Target{PodIP: "127.0.0.1"}); err != nil || o.result != success {
-		t.Errorf("open port: %+v %v", o, err)
+	defer listener.Close()
+	for port, want := range map[int]result{portOf(t, listener.Addr().String()): success, closedPort(t): failure} {
+		spec := &corev1.Probe{TimeoutSeconds: 30, ProbeHandler: corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt(port)}}}
+		if o, err := New(nil).try(t.Context(), spec, Target{PodIP: "127.0.0.1"}); err != nil || o.result != want {
+			t.Errorf("%+v %v, want %s", o, err, want)
+		}
 	}
-	_ = listener.Close()
-	if o, err := p.try(t.Context(), spec, Target{PodIP: "127.0.0.1"}); err != nil || o.result != failure {
-		t.Errorf("closed port: %+v %v", o, err)
+}
+
+// closedPort is one of 127.0.0.1 that nobody listens on, nor can until the test ends.
+func closedPort(t *testing.T) int {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
 	}
+	t.Cleanup(func() { _ = unix.Close(fd) })
+	if err := unix.Bind(fd, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}); err != nil {
+		t.Fatal(err)
+	}
+	at, err := unix.Getsockname(fd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return at.(*unix.SockaddrInet4).Port
 }
 
 func TestGRPC(t *testing.T) {
@@ -174,7 +193,11 @@ func TestGRPC(t *testing.T) {
 	}
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
-			spec := &corev1.Probe{ProbeHandler: corev1.ProbeHandler{GRPC: &corev1.GRPCAction{
+			patience := int32(30)
+			if test.output == "timeout" {
+				patience = 1
+			}
+			spec := &corev1.Probe{TimeoutSeconds: patience, ProbeHandler: corev1.ProbeHandler{GRPC: &corev1.GRPCAction{
 				Port: int32(portOf(t, test.address)), Service: &test.service,
 			}}}
 			o, err := New(nil).try(t.Context(), spec, Target{PodIP: "127.0.0.1"})
@@ -305,12 +328,7 @@ func TestHook(t *testing.T) {
 	get := func(s *httptest.Server, path string, scheme corev1.URIScheme) *corev1.HTTPGetAction {
 		return &corev1.HTTPGetAction{Port: intstr.FromInt(portOf(t, s.Listener.Addr().String())), Path: path, Scheme: scheme}
 	}
-	nobody, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	gone := intstr.FromInt(portOf(t, nobody.Addr().String()))
-	nobody.Close()
+	gone := intstr.FromInt(closedPort(t))
 	for name, tc := range map[string]struct {
 		get   *corev1.HTTPGetAction
 		plain bool

@@ -412,7 +412,7 @@ func (f *fixture) testExec(t *testing.T) {
 		})
 		select {
 		case <-f.backend.gone:
-		case <-time.After(10 * time.Second):
+		case <-time.After(time.Minute):
 			t.Error("the command goes on")
 		}
 	})
@@ -444,7 +444,7 @@ func (f *fixture) testPortForward(t *testing.T) {
 	go func() { _ = forwarder.ForwardPorts() }()
 	select {
 	case <-ready:
-	case <-time.After(30 * time.Second):
+	case <-time.After(time.Minute):
 		t.Fatal("port-forward is not ready")
 	}
 	ports, err := forwarder.GetPorts()

@@ -2,6 +2,7 @@ package staticpods
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -54,9 +55,11 @@ func TestPodOfAManifest(t *testing.T) {
 	}
 }
 
+// write puts a whole file in place: a slow writer's half may be read as well.
 func write(t *testing.T, path, text string) {
 	t.Helper()
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+	half := filepath.Join(filepath.Dir(path), ".half")
+	if err := errors.Join(os.WriteFile(half, []byte(text), 0o600), os.Rename(half, path)); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -166,7 +169,7 @@ func TestRunFollowsTheDirectory(t *testing.T) {
 	}()
 	await := func(what string, holds func(Set) bool) {
 		t.Helper()
-		timeout := time.After(10 * time.Second)
+		timeout := time.After(time.Minute)
 		for {
 			select {
 			case s := <-sets:
@@ -186,7 +189,10 @@ func TestRunFollowsTheDirectory(t *testing.T) {
 	if err := os.RemoveAll(dir); err != nil {
 		t.Fatal(err)
 	}
-	await("no directory", func(s Set) bool { return len(s.Pods) == 0 && s.Complete })
+	await("an empty directory again", func(s Set) bool {
+		_, err := os.Stat(dir) // not yet, if it was read while it was being removed
+		return err == nil && len(s.Pods) == 0 && s.Complete
+	})
 	write(t, filepath.Join(dir, "web.yaml"), good)
 	await("a pod again", func(s Set) bool { return len(s.Pods) == 1 })
 	cancel()
