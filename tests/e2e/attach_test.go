@@ -71,7 +71,7 @@ func (s *session) says(line, want string) {
 	if _, err := fmt.Fprintln(s.keyboard, line); err != nil {
 		s.Fatal(err)
 	}
-	s.eventually(30*time.Second, func() string {
+	s.eventually(time.Minute, func() string {
 		if got := s.String(); !strings.Contains(got, want) {
 			return fmt.Sprintf("%q led to %q, want %q", line, got, want)
 		}
@@ -87,7 +87,7 @@ func (s *session) ends() {
 		if err != nil {
 			s.Errorf("session: %v", err)
 		}
-	case <-time.After(20 * time.Second):
+	case <-time.After(time.Minute):
 		s.Error("still attached")
 	}
 }
@@ -141,11 +141,17 @@ func TestAttachTerminal(t *testing.T) {
 // crash kills a unit of a machine and waits until systemd has started it anew.
 func (e *env) crash(node, unit string) {
 	e.Helper()
+	state := func() (string, error) {
+		return e.machine(node).Run(e.Context(), "systemctl", "show", "--property=ActiveState,MainPID", unit)
+	}
+	before, err := state()
+	if err != nil {
+		e.Fatal(err)
+	}
 	e.on(node, "systemctl", "kill", "--signal=KILL", unit)
-	e.eventually(30*time.Second, func() string {
-		out, _ := e.machine(node).Run(e.Context(), "systemctl", "is-active", unit)
-		if strings.TrimSpace(out) != "active" {
-			return unit + " is " + out
+	e.eventually(time.Minute, func() string { // it is active, too, until systemd has noticed
+		if now, err := state(); err != nil || now == before || !strings.Contains(now, "ActiveState=active") {
+			return fmt.Sprintf("%s is %s (%v)", unit, now, err)
 		}
 		return ""
 	})
@@ -154,7 +160,7 @@ func (e *env) crash(node, unit string) {
 // reattach tries until the new agent serves.
 func (e *env) reattach(pod *corev1.Pod, container string) *session {
 	var s *session
-	e.eventually(60*time.Second, func() string {
+	e.eventually(time.Minute, func() string {
 		s = e.attachTo(pod, container, true)
 		_, _ = fmt.Fprintln(s.keyboard)
 		for range 20 {

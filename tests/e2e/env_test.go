@@ -248,7 +248,7 @@ func (e *env) logs(pod string, options *corev1.PodLogOptions) string {
 // may write later than it is Running.
 func (e *env) waitLog(pod, want string) {
 	e.Helper()
-	e.eventually(30*time.Second, func() string {
+	e.eventually(time.Minute, func() string {
 		if got := e.logs(pod, &corev1.PodLogOptions{Container: "main"}); got != want {
 			return fmt.Sprintf("log is %q, want %q", got, want)
 		}

@@ -7,6 +7,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/util/retry"
 
 	"github.com/vk-metal/vk-metal/tests/registry"
 	"github.com/vk-metal/vk-metal/tests/workload"
@@ -16,15 +17,19 @@ import (
 // and waits until it runs.
 func (e *env) debug(pod, name, target, script string) *corev1.Pod {
 	e.Helper()
-	now := e.pod(pod)
-	now.Spec.EphemeralContainers = append(now.Spec.EphemeralContainers, corev1.EphemeralContainer{
-		EphemeralContainerCommon: corev1.EphemeralContainerCommon{
-			Name: name, Image: registry.Busybox, Command: []string{"sh", "-c", script}, Stdin: true, TTY: true,
-			Env: []corev1.EnvVar{{Name: "WHO", Value: name}},
-		},
-		TargetContainerName: target,
+	err := retry.RetryOnConflict(retry.DefaultBackoff, func() error { // with the agent, which updates its status
+		now := e.pod(pod)
+		now.Spec.EphemeralContainers = append(now.Spec.EphemeralContainers, corev1.EphemeralContainer{
+			EphemeralContainerCommon: corev1.EphemeralContainerCommon{
+				Name: name, Image: registry.Busybox, Command: []string{"sh", "-c", script}, Stdin: true, TTY: true,
+				Env: []corev1.EnvVar{{Name: "WHO", Value: name}},
+			},
+			TargetContainerName: target,
+		})
+		_, err := e.c.Client.CoreV1().Pods(e.ns).UpdateEphemeralContainers(e.Context(), pod, now, metav1.UpdateOptions{})
+		return err
 	})
-	if _, err := e.c.Client.CoreV1().Pods(e.ns).UpdateEphemeralContainers(e.Context(), pod, now, metav1.UpdateOptions{}); err != nil {
+	if err != nil {
 		e.Fatal(err)
 	}
 	return e.waitPod(pod, podTimeout, func(p *corev1.Pod) string {

@@ -12,6 +12,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/vk-metal/vk-metal/tests/cluster"
+	"github.com/vk-metal/vk-metal/tests/workload"
 )
 
 // smallDisk puts a file system of its own, with 768 MiB to spare, in the place of the agent's
@@ -66,8 +67,10 @@ func TestDiskPressure(t *testing.T) {
 	units := e.podUnits(e.pod("modest"))
 
 	begun := time.Now()
-	e.exec(e.pod("greedy"), "sh", "-c", "dd if=/dev/zero of=/data/big bs=1M 2>/dev/null; true") // as much as there is
-	greedy := e.waitPod("greedy", time.Minute, phase(corev1.PodFailed))
+	// As much as there is; the eviction may come before its end, and end it.
+	_, _, err := workload.Exec(e.Context(), e.c.Config, e.pod("greedy"), "", nil, "sh", "-c", "dd if=/dev/zero of=/data/big bs=1M 2>/dev/null; true")
+	t.Logf("filled the disk (%v)", err)
+	greedy := e.waitPod("greedy", 2*time.Minute, phase(corev1.PodFailed))
 	t.Logf("evicted %s after the disk was full", time.Since(begun).Round(time.Millisecond))
 	if s := greedy.Status; s.Reason != "Evicted" || !strings.HasPrefix(s.Message, "The node was low on resource: ephemeral-storage. Threshold quantity: ") {
 		t.Errorf("%s: %q", s.Reason, s.Message)

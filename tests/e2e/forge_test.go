@@ -87,7 +87,7 @@ func TestForgedMainProcess(t *testing.T) {
 			if after := e.toldOf(pod); after != before || before == "" {
 				t.Errorf("the unit was\n%s\nand is\n%s", before, after)
 			}
-			e.eventually(20*time.Second, func() string {
+			e.eventually(time.Minute, func() string {
 				if heard := e.exec(pod, "cat", "/tmp/heard"); !strings.Contains(heard, "MAINPID="+foreign) {
 					return fmt.Sprintf("a socket that is there heard %q", heard)
 				}
@@ -102,7 +102,7 @@ func TestForgedMainProcess(t *testing.T) {
 	// What is looked at does change where systemd is reached.
 	e.on(node, "systemd-run", "--quiet", "--unit=forger-control", "-p", "NotifyAccess=all", "sh", "-c", "systemd-notify STATUS=forged; exec sleep 60")
 	defer e.on(node, "systemctl", "stop", "forger-control.service")
-	e.eventually(30*time.Second, func() string {
+	e.eventually(time.Minute, func() string {
 		if text := e.on(node, "systemctl", "show", "--property=StatusText", "forger-control.service"); text != "StatusText=forged\n" {
 			return "a unit that may speak to systemd has " + text
 		}

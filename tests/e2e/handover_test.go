@@ -181,7 +181,7 @@ func TestHandover(t *testing.T) {
 	e.deploy(6, exitsAtOnce("0"))
 	service := e.service("web")
 	address := net.JoinHostPort(service.Spec.ClusterIP, "80")
-	e.eventually(30*time.Second, func() string { return e.answers(address) })
+	e.eventually(time.Minute, func() string { return e.answers(address) })
 	c := e.handOver(address, wanted)
 	t.Log("held: " + c.end())
 	if c.refused+c.cut > 0 || c.fresh < wanted {
@@ -303,7 +303,7 @@ func (e *env) configure(node, lines string) {
 func TestHeldPodIsAlive(t *testing.T) {
 	e := setup(t)
 	pod := e.busybox("held", fmt.Sprintf("trap 'exit 0' TERM; httpd -p %d; while :; do sleep 0.1; done", workload.Port))
-	pod.Spec.TerminationGracePeriodSeconds = ptr.To(int64(60))
+	pod.Spec.TerminationGracePeriodSeconds = ptr.To(int64(180)) // it is held for a part of that
 	e.create(pod)
 	pod = e.waitPod("held", podTimeout, running)
 	service := e.service("by-hand", func(s *corev1.ServiceSpec) { s.Selector = nil })
@@ -321,7 +321,7 @@ func TestHeldPodIsAlive(t *testing.T) {
 		t.Fatal(err)
 	}
 	// Once the node's service proxy has the slice, so has the hold: they share the watch.
-	e.eventually(30*time.Second, func() string { return e.answers(net.JoinHostPort(service.Spec.ClusterIP, "80")) })
+	e.eventually(time.Minute, func() string { return e.answers(net.JoinHostPort(service.Spec.ClusterIP, "80")) })
 	if err := e.c.Client.CoreV1().Pods(e.ns).Delete(e.Context(), pod.Name, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
@@ -337,14 +337,14 @@ func TestHeldPodIsAlive(t *testing.T) {
 		t.Fatal(err)
 	}
 	begun := time.Now()
-	e.waitGone(pod.Name, 30*time.Second)
+	e.waitGone(pod.Name, time.Minute)
 	t.Logf("gone %s after it was withdrawn", time.Since(begun).Round(time.Millisecond))
 }
 
 // waitEvent waits for an event of the pod.
 func (e *env) waitEvent(pod *corev1.Pod, reason string) {
 	e.Helper()
-	e.eventually(30*time.Second, func() string {
+	e.eventually(time.Minute, func() string {
 		list, err := e.c.Client.CoreV1().Events(e.ns).List(e.Context(), metav1.ListOptions{
 			FieldSelector: fields.Set{"involvedObject.uid": string(pod.UID), "reason": reason}.String(),
 		})

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/base64"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -22,7 +23,7 @@ func TestImageThatDoesNotExist(t *testing.T) {
 	e.create(pod)
 	e.waitPod("none", podTimeout, waiting("ErrImagePull", "ImagePullBackOff"))
 	e.waitPod("none", podTimeout, waiting("ImagePullBackOff"))
-	e.remove("none", 20*time.Second)
+	e.remove("none", time.Minute)
 }
 
 func TestCommandThatCannotRun(t *testing.T) {
@@ -141,9 +142,12 @@ func TestWorkloadCannotSpeakToSystemd(t *testing.T) {
 			t.Errorf("%s: main process %s became %s", unit, pid, after[unit])
 		}
 	}
-	if log := e.logs("forger", &corev1.PodLogOptions{}); !strings.HasPrefix(log, "socket=\n") {
-		t.Errorf("the workload sees systemd: %q", log)
-	}
+	e.eventually(time.Minute, func() string {
+		if log := e.logs("forger", &corev1.PodLogOptions{}); !strings.HasPrefix(log, "socket=\n") {
+			return fmt.Sprintf("the workload sees systemd: %q", log)
+		}
+		return ""
+	})
 }
 
 func encode(value string) string { return base64.StdEncoding.EncodeToString([]byte(value)) }

@@ -72,7 +72,7 @@ func TestImageThatCannotBePulled(t *testing.T) {
 	}
 	e.dockerLogin("later", registry.Host, registry.PrivateUser, registry.PrivatePassword)
 	e.waitPod("heals", podTimeout, running)
-	e.remove("none", 20*time.Second)
+	e.remove("none", time.Minute)
 }
 
 // told says how often and when events of one reason were told.

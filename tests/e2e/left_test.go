@@ -37,7 +37,7 @@ done`
 // nothingLeft checks that the node has nothing of any pod but those that the API has.
 func (e *env) nothingLeft(node string) {
 	e.Helper()
-	e.eventually(30*time.Second, func() string {
+	e.eventually(time.Minute, func() string {
 		pods, err := e.c.Client.CoreV1().Pods("").List(e.Context(), metav1.ListOptions{
 			FieldSelector: fields.OneTermEqualSelector("spec.nodeName", node).String(),
 		})

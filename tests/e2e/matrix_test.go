@@ -180,14 +180,14 @@ func (e *env) killedAt(node, step string, row int, steady *corev1.Pod) {
 	fresh = e.waitPod(fresh.Name, time.Minute, running)
 	e.waitPod(crashing.Name, time.Minute, failedTwice)
 	e.waitPod(steady.Name, time.Minute, resizedTo(fmt.Sprintf("%dm", 20+row)))
-	e.eventually(30*time.Second, func() string {
+	e.eventually(time.Minute, func() string {
 		if _, err := e.machine(node).Run(e.Context(), "test", "-e", faultFired); err != nil {
 			return "the agent never came to step " + step
 		}
 		return ""
 	})
 	e.Logf("all as asked for %s after the step was armed", time.Since(begun).Round(time.Millisecond))
-	e.eventually(30*time.Second, func() string { // the agent may be on its way back just now
+	e.eventually(time.Minute, func() string { // the agent may be on its way back just now
 		starts, stderr, err := workload.Exec(e.Context(), e.c.Config, fresh, "", nil, "cat", "/data/starts")
 		if err != nil || starts != "init\nmain\n" {
 			return fmt.Sprintf("fresh pod: started %q (%v %s)", starts, err, stderr)

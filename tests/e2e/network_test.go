@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -50,13 +51,17 @@ func (e *env) checkMesh() {
 	for _, machine := range e.c.Machines() {
 		hosts[machine.Name] = machine
 	}
-	matrix, err := workload.Mesh(e.Context(), e.c.Config, e.web(), hosts)
-	if err != nil {
-		e.Fatal(err)
-	}
-	if failures := matrix.Failures(); len(failures) > 0 {
-		e.Errorf("%d questions without a right answer:\n%s\n%s", len(failures), strings.Join(failures, "\n"), matrix)
-	}
+	// Nodes hear of one another's pods, and of one another, at moments of their own.
+	e.eventually(time.Minute, func() string {
+		matrix, err := workload.Mesh(e.Context(), e.c.Config, e.web(), hosts)
+		if err != nil {
+			return err.Error()
+		}
+		if failures := matrix.Failures(); len(failures) > 0 {
+			return fmt.Sprintf("%d questions without a right answer:\n%s\n%s", len(failures), strings.Join(failures, "\n"), matrix)
+		}
+		return ""
+	})
 }
 
 func TestEveryPodReachesEveryPod(t *testing.T) {
@@ -79,7 +84,7 @@ func TestPodsSeePodAddresses(t *testing.T) {
 	pods := e.web()
 	for i := range pods {
 		other := pods[1-i]
-		got := e.exec(&pods[i], "curl", "-s", "--max-time", "5", "http://"+other.Status.PodIP+":8080/clientip")
+		got := e.exec(&pods[i], "curl", "-s", "--max-time", "20", "http://"+other.Status.PodIP+":8080/clientip")
 		client, _, _ := strings.Cut(got, ":")
 		if client != pods[i].Status.PodIP {
 			t.Errorf("%s asks %s, which sees %q instead of %s", pods[i].Name, other.Name, got, pods[i].Status.PodIP)

@@ -83,7 +83,7 @@ func (e *env) leaseGoesOn(node string) {
 	e.Helper()
 	leases := e.c.Client.CoordinationV1().Leases(corev1.NamespaceNodeLease)
 	begun := time.Now()
-	e.eventually(30*time.Second, func() string {
+	e.eventually(time.Minute, func() string {
 		lease, err := leases.Get(e.Context(), node, metav1.GetOptions{})
 		if err != nil {
 			return err.Error()
@@ -230,7 +230,7 @@ func TestNoAgentBesideAKubelet(t *testing.T) {
 	e.on(node, "sh", "-c", "cp /bin/sleep /root/kubelet && systemd-run --quiet --unit=kubelet.service /root/kubelet 3600")
 	mark := strings.TrimSpace(e.on(node, "date", "+%s"))
 	e.on(node, "systemctl", "restart", "--no-block", "vk-metal.service")
-	e.eventually(30*time.Second, func() string {
+	e.eventually(time.Minute, func() string {
 		log := e.on(node, "journalctl", "--no-pager", "-q", "-u", "vk-metal.service", "--since=@"+mark, "-o", "cat")
 		if !strings.Contains(log, "a kubelet runs on this server") || !strings.Contains(log, "systemctl disable --now kubelet.service") {
 			return "the agent says: " + log

@@ -242,7 +242,7 @@ func TestDevicesOfPlugins(t *testing.T) {
 	if pod.Status.Reason != "UnexpectedAdmissionError" && !strings.HasPrefix(pod.Status.Reason, "OutOf") {
 		t.Errorf("the third pod failed with %q %q", pod.Status.Reason, pod.Status.Message)
 	}
-	e.remove("one", 20*time.Second)
+	e.remove("one", time.Minute)
 	e.create(wants("four"))
 	e.waitPod("four", podTimeout, running)
 	e.waitLog("four", "dev-0\n")

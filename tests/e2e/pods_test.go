@@ -62,8 +62,8 @@ func TestPodRunsLogsExecsAndGoes(t *testing.T) {
 	if units := e.podUnits(pod); len(units) != 1 {
 		t.Errorf("units on %s: %v", pod.Spec.NodeName, units)
 	}
-	t.Logf("gone after %s", e.remove("one", 20*time.Second).Round(time.Millisecond))
-	e.eventually(30*time.Second, func() string {
+	t.Logf("gone after %s", e.remove("one", time.Minute).Round(time.Millisecond))
+	e.eventually(time.Minute, func() string {
 		var left []string
 		for line := range strings.Lines(e.on(pod.Spec.NodeName, "systemctl", "list-units", "--all", "--plain", "--no-legend")) {
 			if strings.Contains(line, string(pod.UID)) || strings.Contains(line, strings.ReplaceAll(string(pod.UID), "-", "_")) {
@@ -104,7 +104,9 @@ func TestExec(t *testing.T) {
 		}
 	})
 	t.Run("terminal", func(t *testing.T) {
-		out, err := workload.ExecTTY(e.Context(), e.c.Config, pod, remotecommand.TerminalSize{Width: 123, Height: 45}, "sh", "-c", "tty; stty size")
+		out, err := workload.ExecTTY(e.Context(), e.c.Config, pod, remotecommand.TerminalSize{Width: 123, Height: 45}, "sh", "-c",
+			// A command does not wait for its terminal's size for long.
+			`for i in $(seq 300); do [ "$(stty size)" = "45 123" ] && break; sleep 0.1; done; tty; stty size`)
 		if err != nil || !strings.Contains(out, "/dev/pts/") || !strings.Contains(out, "45 123") {
 			t.Errorf("got %q, %v", out, err)
 		}
@@ -113,14 +115,14 @@ func TestExec(t *testing.T) {
 		ctx, cancel := context.WithCancel(e.Context())
 		defer cancel()
 		go func() { _, _ = workload.ExecTTY(ctx, e.c.Config, pod, remotecommand.TerminalSize{}, "sleep", "54321") }()
-		e.in(t).eventually(30*time.Second, func() string {
+		e.in(t).eventually(time.Minute, func() string {
 			if strings.Contains(e.exec(pod, "ps"), "sleep 54321") {
 				return ""
 			}
 			return "the command does not run"
 		})
 		cancel()
-		e.in(t).eventually(30*time.Second, func() string { return lineWith(e.exec(pod, "ps"), "sleep 54321") })
+		e.in(t).eventually(time.Minute, func() string { return lineWith(e.exec(pod, "ps"), "sleep 54321") })
 	})
 	t.Run("no such command", func(t *testing.T) {
 		if _, _, err := workload.Exec(e.Context(), e.c.Config, pod, "", nil, "/no/such"); err == nil {
@@ -182,7 +184,7 @@ func TestCrashingContainerBacksOff(t *testing.T) {
 	if got := e.logs("crash", &corev1.PodLogOptions{Previous: true}); got != "attempt\n" {
 		t.Errorf("previous log is %q", got)
 	}
-	e.remove("crash", 20*time.Second)
+	e.remove("crash", time.Minute)
 }
 
 // TestOutOfMemory: a container that takes more memory than it may is killed and says why, in
@@ -223,10 +225,10 @@ func TestGrace(t *testing.T) {
 		e.create(pod)
 		e.waitPod(pod.Name, podTimeout, running)
 	}
-	if took := e.remove("deaf", 20*time.Second); took < 3*time.Second {
+	if took := e.remove("deaf", time.Minute); took < 3*time.Second {
 		t.Errorf("a deaf container went after %s, its grace is 3 s", took)
 	}
-	t.Log("a polite container went after", e.remove("polite", 20*time.Second))
+	t.Log("a polite container went after", e.remove("polite", time.Minute))
 }
 
 // TestLatency prints how long a pod of one container takes from create to Running with

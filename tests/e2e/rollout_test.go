@@ -53,7 +53,7 @@ func (e *env) startLoad(clients int) *load {
 	factory := informers.NewSharedInformerFactoryWithOptions(e.c.Client, 0, informers.WithNamespace(e.ns))
 	l := &load{
 		slices: factory.Discovery().V1().EndpointSlices().Informer(), stop: cancel,
-		client: &http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{DialContext: e.c.Dial, DisableKeepAlives: true}},
+		client: &http.Client{Timeout: 20 * time.Second, Transport: &http.Transport{DialContext: e.c.Dial, DisableKeepAlives: true}},
 	}
 	factory.Start(ctx.Done())
 	cache.WaitForCacheSync(ctx.Done(), l.slices.HasSynced)

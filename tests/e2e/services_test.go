@@ -11,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/apimachinery/pkg/util/intstr"
 
 	"github.com/vk-metal/vk-metal/tests/registry"
@@ -42,12 +43,8 @@ func (e *env) scale(replicas int32) {
 	e.Helper()
 	ctx, cancel := context.WithTimeout(e.Context(), 2*time.Minute)
 	defer cancel()
-	scale, err := e.c.Client.AppsV1().Deployments(e.ns).GetScale(ctx, "web", metav1.GetOptions{})
-	if err != nil {
-		e.Fatal(err)
-	}
-	scale.Spec.Replicas = replicas
-	if _, err := e.c.Client.AppsV1().Deployments(e.ns).UpdateScale(ctx, "web", scale, metav1.UpdateOptions{}); err != nil {
+	patch := fmt.Appendf(nil, `{"spec":{"replicas":%d}}`, replicas)
+	if _, err := e.c.Client.AppsV1().Deployments(e.ns).Patch(ctx, "web", types.MergePatchType, patch, metav1.PatchOptions{}, "scale"); err != nil {
 		e.Fatal(err)
 	}
 	if err := workload.WaitRolledOut(ctx, e.c.Client, e.ns, "web"); err != nil {
@@ -84,7 +81,7 @@ func (e *env) askers() []asker {
 
 func (e *env) asker(name string, pod *corev1.Pod) asker {
 	return asker{name, func(ctx context.Context, url string) (string, error) {
-		stdout, stderr, err := workload.Exec(ctx, e.c.Config, pod, "", nil, "curl", "-sS", "--max-time", "3", "-k", url)
+		stdout, stderr, err := workload.Exec(ctx, e.c.Config, pod, "", nil, "curl", "-sS", "--max-time", "20", "-k", url)
 		if err != nil {
 			return "", fmt.Errorf("%w: %s", err, stderr)
 		}
@@ -92,8 +89,15 @@ func (e *env) asker(name string, pod *corev1.Pod) asker {
 	}}
 }
 
-// reaches asks until every pod of "web" has answered.
+// reaches asks until every pod of "web" has answered, without an error in between once the
+// node's rules are as the Service is now.
 func (e *env) reaches(a asker, address string) {
+	e.Helper()
+	e.eventually(time.Minute, func() string { return e.round(a, address) })
+}
+
+// round is empty when every pod of "web" has answered and no connection failed.
+func (e *env) round(a asker, address string) string {
 	e.Helper()
 	missing := map[string]bool{}
 	for _, pod := range e.web() {
@@ -102,21 +106,20 @@ func (e *env) reaches(a asker, address string) {
 	for range 30 * len(missing) {
 		who, err := a.curl(e.Context(), "http://"+address+"/hostname")
 		if err != nil {
-			e.Errorf("%s asks %s: %v", a.name, address, err)
-			return
+			return fmt.Sprintf("%s asks %s: %v", a.name, address, err)
 		}
 		if delete(missing, strings.TrimSpace(who)); len(missing) == 0 {
-			return
+			return ""
 		}
 	}
-	e.Errorf("%s asks %s: never answered by %v", a.name, address, missing)
+	return fmt.Sprintf("%s asks %s: never answered by %v", a.name, address, missing)
 }
 
 // becomes polls until the answer is an error (refused) or is not.
 func (e *env) becomes(a asker, address string, refused bool) {
 	e.Helper()
 	var err error
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		_, err = a.curl(e.Context(), "http://"+address+"/hostname")
 		if refused == (err != nil && strings.Contains(err.Error(), "curl: (7)")) && (refused || err == nil) {
 			return
@@ -155,10 +158,13 @@ func TestAPIServerIsAService(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, a := range e.askers() {
-		out, err := a.curl(e.Context(), "https://"+s.Spec.ClusterIP+"/version")
-		if err != nil || !strings.Contains(out, "gitVersion") {
-			t.Errorf("%s: %s, %v", a.name, out, err)
-		}
+		e.eventually(time.Minute, func() string {
+			out, err := a.curl(e.Context(), "https://"+s.Spec.ClusterIP+"/version")
+			if err != nil || !strings.Contains(out, "gitVersion") {
+				return fmt.Sprintf("%s: %s, %v", a.name, out, err)
+			}
+			return ""
+		})
 	}
 }
 
@@ -169,7 +175,7 @@ func TestClientsSeeNoEndpointChange(t *testing.T) {
 	e.deploy(3)
 	s := e.service("web")
 	url := "http://" + net.JoinHostPort(s.Spec.ClusterIP, "80") + "/hostname"
-	script := `while ! [ -e /stop ]; do n=$((n+1)); curl -s -o /dev/null --max-time 3 ` + url + ` || echo "failed $n with $?"; done; echo "asked $n"; sleep 1000`
+	script := `while ! [ -e /stop ]; do n=$((n+1)); curl -s -o /dev/null --max-time 20 ` + url + ` || echo "failed $n with $?"; done; echo "asked $n"; sleep 1000`
 	client := e.busybox("client", script)
 	client.Spec.Containers[0].Image = registry.Agnhost
 	e.becomes(e.askers()[0], net.JoinHostPort(s.Spec.ClusterIP, "80"), false)
@@ -180,7 +186,7 @@ func TestClientsSeeNoEndpointChange(t *testing.T) {
 	}
 	e.exec(pod, "touch", "/stop")
 	var log string
-	for end := time.Now().Add(20 * time.Second); time.Now().Before(end) && !strings.Contains(log, "asked"); time.Sleep(100 * time.Millisecond) {
+	for end := time.Now().Add(time.Minute); time.Now().Before(end) && !strings.Contains(log, "asked"); time.Sleep(100 * time.Millisecond) {
 		log = e.logs("client", &corev1.PodLogOptions{})
 	}
 	t.Log(strings.TrimSpace(log))

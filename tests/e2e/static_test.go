@@ -14,6 +14,7 @@ import (
 
 	"github.com/vk-metal/vk-metal/tests/cluster"
 	"github.com/vk-metal/vk-metal/tests/registry"
+	"github.com/vk-metal/vk-metal/tests/workload"
 )
 
 const manifests = "/etc/vk-metal/manifests"
@@ -52,7 +53,7 @@ func TestStaticPod(t *testing.T) {
 	if err := e.c.Client.CoreV1().Pods(e.ns).Delete(t.Context(), name, metav1.DeleteOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	e.eventually(30*time.Second, func() string {
+	e.eventually(time.Minute, func() string {
 		if pod, err := e.c.Client.CoreV1().Pods(e.ns).Get(t.Context(), name, metav1.GetOptions{}); err != nil || pod.UID == first.UID {
 			return "the mirror was not made again"
 		}
@@ -63,12 +64,16 @@ func TestStaticPod(t *testing.T) {
 	if now := e.staticUnits(again); fmt.Sprint(now) != fmt.Sprint(units) {
 		t.Errorf("%v became %v", units, now)
 	}
-	if out := e.exec(again, "echo", "inside"); out != "inside\n" {
-		t.Errorf("exec said %q", out)
-	}
+	e.eventually(time.Minute, func() string { // the agent may be on its way back just now
+		out, stderr, err := workload.Exec(e.Context(), e.c.Config, again, "", nil, "echo", "inside")
+		if err != nil || out != "inside\n" {
+			return fmt.Sprintf("exec said %q (%v %s)", out, err, stderr)
+		}
+		return ""
+	})
 
 	e.write(node, file, []byte("apiVersion: v1\nkind: Pod\nspec: 3\n"))
-	e.eventually(30*time.Second, func() string {
+	e.eventually(time.Minute, func() string {
 		if !strings.Contains(e.on(node, "journalctl", "-u", "vk-metal.service", "-n", "200", "-o", "cat"), file+":3:") {
 			return "the agent does not name file and line of a bad manifest"
 		}
@@ -136,7 +141,7 @@ func TestShutdownRunsPreStop(t *testing.T) {
 	e := setup(t)
 	node := cluster.NodeName(1)
 	e.configure(node, "shutdownGracePeriod: 20s")
-	e.eventually(30*time.Second, func() string {
+	e.eventually(time.Minute, func() string {
 		if !strings.Contains(e.on(node, "busctl", "call", "org.freedesktop.login1", "/org/freedesktop/login1",
 			"org.freedesktop.login1.Manager", "ListInhibitors"), "vk-metal") {
 			return "no delay lock"
@@ -161,11 +166,11 @@ func TestShutdownRunsPreStop(t *testing.T) {
 		t.Fatal(err)
 	}
 	e.on(node, "systemctl", "reboot")
-	ended := e.waitPod("hooked", time.Minute, phase(corev1.PodFailed))
+	ended := e.waitPod("hooked", 2*time.Minute, phase(corev1.PodFailed))
 	if ended.Status.Reason != "Terminated" || ended.Status.Message != "Pod was terminated in response to imminent node shutdown." {
 		t.Errorf("reason %q, message %q", ended.Status.Reason, ended.Status.Message)
 	}
-	e.eventually(time.Minute, func() string {
+	e.eventually(3*time.Minute, func() string {
 		if _, now, err := machine.State(t.Context()); err != nil || now == boot {
 			return fmt.Sprintf("no reboot (%v)", err)
 		}

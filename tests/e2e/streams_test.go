@@ -61,7 +61,7 @@ func readyOnce(pod *corev1.Pod, command ...string) {
 // forward forwards ports of this host to the pod's until the test ends.
 func (e *env) forward(pod *corev1.Pod, remote ...int) map[int]int {
 	e.Helper()
-	ctx, cancel := context.WithTimeout(e.Context(), 30*time.Second)
+	ctx, cancel := context.WithTimeout(e.Context(), time.Minute)
 	defer cancel()
 	ports, stop, err := workload.Forward(ctx, e.c.Config, pod, remote...)
 	if err != nil {
@@ -158,7 +158,7 @@ func TestHostNetwork(t *testing.T) {
 	other := e.busybox("asks", "exec sleep 3600")
 	other.Spec.Containers[0].Image = registry.Agnhost
 	e.create(other)
-	answer := e.exec(e.waitPod("asks", podTimeout, running), "curl", "-sS", "--max-time", "5", "http://"+machine.V4.String()+":18081/name")
+	answer := e.exec(e.waitPod("asks", podTimeout, running), "curl", "-sS", "--max-time", "20", "http://"+machine.V4.String()+":18081/name")
 	if answer != pod.Spec.NodeName+"\n" {
 		t.Errorf("the pod's port on the machine answers %q, want %s", answer, pod.Spec.NodeName)
 	}
@@ -166,7 +166,7 @@ func TestHostNetwork(t *testing.T) {
 	if got, err := e.hashOf(fmt.Sprintf("http://127.0.0.1:%d/name", ports[18081])); err != nil || got != hash(answer) {
 		t.Errorf("a forwarded port of the machine: %v", err)
 	}
-	e.remove("host", 20*time.Second)
+	e.remove("host", time.Minute)
 	if _, err := machine.Run(e.Context(), "bash", "-c", "exec 3<>/dev/tcp/127.0.0.1/18081"); err == nil {
 		t.Error("the port is open after the pod has gone")
 	}

@@ -69,7 +69,7 @@ func expect(t *testing.T, m *rig.Machine, script, want string) {
 func eventually(t *testing.T, m *rig.Machine, script string) {
 	t.Helper()
 	var last error
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
 		if _, last = m.Run(rigtest.Timed(t, time.Minute), "/bin/sh", "-ec", script); last == nil {
 			return
 		}

@@ -16,6 +16,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/util/retry"
 	"k8s.io/utils/ptr"
 
 	"github.com/vk-metal/vk-metal/tests/registry"
@@ -75,13 +76,15 @@ func Apply(ctx context.Context, client kubernetes.Interface, wanted *appsv1.Depl
 	if !apierrors.IsAlreadyExists(err) {
 		return err
 	}
-	current, err := deployments.Get(ctx, wanted.Name, metav1.GetOptions{})
-	if err != nil {
+	return retry.RetryOnConflict(retry.DefaultBackoff, func() error { // with its controller, which updates its status
+		current, err := deployments.Get(ctx, wanted.Name, metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		current.Spec = wanted.Spec
+		_, err = deployments.Update(ctx, current, metav1.UpdateOptions{})
 		return err
-	}
-	current.Spec = wanted.Spec
-	_, err = deployments.Update(ctx, current, metav1.UpdateOptions{})
-	return err
+	})
 }
 
 // WaitRolledOut blocks until every pod of the Deployment is of its last version and

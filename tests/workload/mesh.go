@@ -74,7 +74,7 @@ func Mesh(ctx context.Context, config *rest.Config, pods []corev1.Pod, hosts map
 func (m *Matrix) script() string {
 	var b strings.Builder
 	b.WriteString("ask() { local line; exec 3<>/dev/tcp/$2/$3 || return; printf 'GET /hostname HTTP/1.0\\r\\n\\r\\n' >&3; " +
-		"while IFS= read -r -t 5 line <&3 || [ -n \"$line\" ]; do last=$line; done; printf '%s %s\\n' $1 \"$last\"; }\n")
+		"while IFS= read -r -t 20 line <&3 || [ -n \"$line\" ]; do last=$line; done; printf '%s %s\\n' $1 \"$last\"; }\n")
 	for i, target := range m.To {
 		fmt.Fprintf(&b, "(ask %d %s %d) 2>&1 &\n", i, target.Address, Port)
 	}
