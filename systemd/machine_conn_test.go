@@ -21,7 +21,7 @@ func (m *machine) command(name string, args ...string) {
 // waitEvent reads events until one fits.
 func (m *machine) waitEvent(what string, fits func(Event) bool) {
 	m.t.Helper()
-	limit := patience(30 * time.Second)
+	limit := patience(2 * time.Minute)
 	timeout := time.After(limit)
 	for {
 		select {
@@ -75,7 +75,7 @@ func TestMachineList(t *testing.T) {
 			}
 			found = true
 			if state.Identity != a.unit.Identity || state.Slice != a.unit.Slice || !state.Running() || state.MainPID == 0 ||
-				time.Since(state.StartedAt) > patience(time.Minute) || !strings.HasSuffix(state.ControlGroup, a.unit.Slice+"/"+a.unit.Name) {
+				time.Since(state.StartedAt) > patience(5*time.Minute) || !strings.HasSuffix(state.ControlGroup, a.unit.Slice+"/"+a.unit.Name) {
 				t.Errorf("state %+v of %+v", state, a.unit)
 			}
 		}

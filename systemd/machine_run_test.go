@@ -100,7 +100,7 @@ func TestMachineExitCodesNeverLost(t *testing.T) {
 func TestMachineSignals(t *testing.T) {
 	m := newMachine(t)
 	t.Run("TERM reaches the main process only", func(t *testing.T) {
-		a := m.attempt("sh", "-c", "sh -c 'trap \"echo child >&2\" TERM; while :; do sleep 1000 & wait $!; done' & trap 'echo main; exit 9' TERM; wait $!")
+		a := m.attempt("sh", "-c", "trap 'echo main; exit 9' TERM; sh -c 'trap \"echo child >&2\" TERM; while :; do sleep 1000 & wait $!; done' & wait $!")
 		output := a.capture()
 		a.mustStart()
 		m.eventually("both are there", func() bool { return strings.Contains(a.mustExec("ps"), "sleep 1000") })
@@ -171,11 +171,12 @@ func TestMachineLimits(t *testing.T) {
 	if got := a.mustExec(read[:2]...); got != "100663296\n" {
 		t.Errorf("limit after the change is %q", got)
 	}
-	stats, err := m.manager.Stats(m.ctx, a.unit.Name)
-	if err != nil || stats.MemoryUsage == 0 || stats.CPUUsage == 0 || stats.Processes < 2 || stats.MemoryLimit != more {
-		t.Errorf("stats %+v, %v", stats, err)
-	}
-	if stats, err = m.manager.Stats(m.ctx, a.unit.Slice); err != nil || stats.MemoryUsage == 0 || stats.CPUUsage == 0 {
+	m.eventually("both processes are there, with their memory and time", func() bool {
+		stats, err := m.manager.Stats(m.ctx, a.unit.Name)
+		m.must(err)
+		return stats.MemoryUsage > 0 && stats.CPUUsage > 0 && stats.Processes >= 2 && stats.MemoryLimit == more
+	})
+	if stats, err := m.manager.Stats(m.ctx, a.unit.Slice); err != nil || stats.MemoryUsage == 0 || stats.CPUUsage == 0 {
 		t.Errorf("stats of slice %+v, %v", stats, err)
 	}
 }
@@ -648,9 +649,9 @@ func TestMachineSharedPID(t *testing.T) {
 	if a, b := one.mustExec("readlink", "/proc/self/ns/pid"), two.mustExec("readlink", "/proc/self/ns/pid"); a != b {
 		t.Errorf("PID namespaces differ: %s %s", a, b)
 	}
-	if got := two.mustExec("sh", "-c", "ps -o args | grep -c '^sh -c trap'"); got != "2\n" {
-		t.Errorf("processes seen: %q", got)
-	}
+	m.eventually("two processes are seen", func() bool { // a child of theirs may not have become sleep yet
+		return two.mustExec("sh", "-c", "ps -o args | grep -c '^sh -c trap'") == "2\n"
+	})
 	other := m.attempt("sh", "-c", "exit 5")
 	samePod(other)
 	other.spec.Namespaces.PIDOf = of
@@ -702,9 +703,9 @@ func TestMachinePause(t *testing.T) {
 	}
 	one := m.sleeper(join)
 	two := m.sleeper(func(a *attempt) { join(a); a.spec.Capabilities = append(a.spec.Capabilities, "CAP_SYS_PTRACE") })
-	if got := one.mustExec("sh", "-c", "ps -o pid,args | grep -cE '^ +1 /pause|sh -c [t]rap'"); got != "3\n" {
-		t.Errorf("%q of the three processes are seen", got)
-	}
+	m.eventually("three processes are seen", func() bool { // a child of theirs may not have become sleep yet
+		return one.mustExec("sh", "-c", "ps -o pid,args | grep -cE '^ +1 /pause|sh -c [t]rap'") == "3\n"
+	})
 	one.mustExec("sh", "-c", "kill -9 1; kill 1; sh -c 'sh -c \"sleep 0.01\" & exit' ; :")
 	m.eventually("no zombie is left", func() bool { return !strings.Contains(one.mustExec("ps", "-o", "stat,args"), "Z") })
 	if _, _, errs, err := one.exec(nil, "ls", "/proc/1/root/"); err != nil || !strings.Contains(errs, "Permission denied") {

@@ -69,7 +69,7 @@ func newMachine(t testing.TB) *machine {
 	busybox, err := exec.LookPath(envOr("VK_METAL_TEST_BUSYBOX", "busybox"))
 	need(t, err == nil, "a static busybox")
 
-	ctx, cancel := context.WithTimeout(t.Context(), patience(2*time.Minute))
+	ctx, cancel := context.WithTimeout(t.Context(), patience(5*time.Minute))
 	t.Cleanup(cancel)
 	base := envOr("VK_METAL_TEST_LIB", "/var/lib/vk-metal")
 	lib, err := os.MkdirTemp(base, "test-")
@@ -179,7 +179,7 @@ func bytesOf(values ...string) [][]byte {
 }
 
 func (a *attempt) clean() {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(a.m.ctx), patience(20*time.Second))
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(a.m.ctx), patience(2*time.Minute))
 	defer cancel()
 	// The test's own context has ended by now, and the manager with it.
 	manager, err := NewManager(ctx, a.m.manager.opts)
@@ -227,7 +227,7 @@ func (a *attempt) exit() *launchspec.Exit {
 
 func (m *machine) eventually(what string, ok func() bool) {
 	m.t.Helper()
-	limit := patience(30 * time.Second)
+	limit := patience(2 * time.Minute)
 	deadline := time.Now().Add(limit)
 	for !ok() {
 		if time.Now().After(deadline) {

@@ -202,7 +202,7 @@ func freeAddress(t *testing.T) string {
 
 func waitListening(t *testing.T, addresses ...string) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for _, address := range addresses {
 		for {
 			conn, err := net.DialTimeout("tcp", address, time.Second)

@@ -237,7 +237,7 @@ func testNetwork(t *testing.T, r *Rig, ms []*Machine) {
 	for _, to := range all {
 		for _, from := range all {
 			for _, addr := range []netip.Addr{to.V4, to.V6} {
-				if err := dial(from, to, addr, 2*time.Second); err != nil {
+				if err := dial(from, to, addr, patience); err != nil {
 					t.Errorf("%s to %s (%s): %v", from.Name, to.Name, addr, err)
 				}
 			}
@@ -252,6 +252,9 @@ func testNetwork(t *testing.T, r *Rig, ms []*Machine) {
 func (m *Machine) endpoint() Endpoint {
 	return Endpoint{Name: m.Name, Rack: m.Rack, NetnsPath: netnsPath(m.rig.id, m.Name), V4: m.V4, V6: m.V6}
 }
+
+// patience is how long an answer may take that has to come.
+const patience = 30 * time.Second
 
 // dial connects from one namespace to a listener in another.
 func dial(from, to Endpoint, addr netip.Addr, timeout time.Duration) error {
@@ -278,6 +281,7 @@ func dial(from, to Endpoint, addr netip.Addr, timeout time.Duration) error {
 func testPartition(t *testing.T, r *Rig, a, b *Machine) {
 	ctx := testContext(t, time.Minute)
 	reach := func() error { return dial(b.endpoint(), a.endpoint(), a.V4, time.Second) }
+	reached := func() bool { return reach() == nil }
 	if err := a.Partition(ctx); err != nil {
 		t.Fatal(err)
 	}
@@ -290,9 +294,7 @@ func testPartition(t *testing.T, r *Rig, a, b *Machine) {
 	if err := a.Heal(ctx); err != nil {
 		t.Fatal(err)
 	}
-	if err := reach(); err != nil {
-		t.Errorf("after Heal: %v", err)
-	}
+	waitUntil(t, "the partition to be healed", reached)
 	if err := a.SetLink(ctx, false); err != nil {
 		t.Fatal(err)
 	}
@@ -302,7 +304,7 @@ func testPartition(t *testing.T, r *Rig, a, b *Machine) {
 	if err := a.Heal(ctx); err != nil {
 		t.Fatal(err)
 	}
-	waitUntil(t, "the link to work again", func() bool { return reach() == nil })
+	waitUntil(t, "the link to work again", reached)
 	_ = r
 }
 
@@ -323,10 +325,10 @@ func testReboot(t *testing.T, r *Rig, m, peer *Machine) {
 	if got := run(t, m, "nft list tables; ip -br link show type bridge"); got != "" {
 		t.Errorf("network state after a reboot: %s", got)
 	}
-	if err := dial(peer.endpoint(), m.endpoint(), m.V6, 2*time.Second); err != nil {
+	if err := dial(peer.endpoint(), m.endpoint(), m.V6, patience); err != nil {
 		t.Errorf("after a reboot: %v", err)
 	}
-	run(t, m, "touch /run/lost; (sleep 0.1; systemctl reboot) >/dev/null 2>&1 &")
+	run(t, m, "touch /run/lost; (sleep 3; systemctl reboot) >/dev/null 2>&1 &")
 	waitUntil(t, "a reboot from inside", func() bool {
 		_, n, err := m.State(ctx)
 		return err == nil && n == 3
@@ -418,7 +420,7 @@ func testLogs(t *testing.T, r *Rig) {
 // waitUntil polls a condition.
 func waitUntil(t *testing.T, what string, done func() bool) {
 	t.Helper()
-	err := poll(testContext(t, time.Minute), 20*time.Millisecond, func() (bool, error) { return done(), nil })
+	err := poll(testContext(t, 3*time.Minute), 20*time.Millisecond, func() (bool, error) { return done(), nil })
 	if err != nil {
 		t.Fatalf("wait for %s: %v", what, err)
 	}

@@ -49,7 +49,7 @@ func TestProcesses(t *testing.T) {
 		if err := p.Stop(ctx, 100*time.Millisecond); err != nil {
 			t.Fatal(err)
 		}
-		if took := time.Since(began); took < 100*time.Millisecond || took > 10*time.Second {
+		if took := time.Since(began); took < 100*time.Millisecond || took > time.Minute {
 			t.Errorf("Stop() of a deaf process took %s with a grace of 100ms", took)
 		}
 		hs, err := hierarchies()
