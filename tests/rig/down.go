@@ -109,12 +109,15 @@ func (r *Rig) payloadsGone() bool {
 	return true
 }
 
-// downKernel removes namespaces, links and mounts.
+// downKernel removes namespaces, links, mounts and loop devices.
 func (r *Rig) downKernel(context.Context, *state) error {
 	if err := r.removeNetwork(); err != nil {
 		return err
 	}
-	return r.unmountAll()
+	if err := r.unmountAll(); err != nil {
+		return err
+	}
+	return detachLoops(r.roots()...)
 }
 
 // unmountAll detaches every mount below the rig's directory, the last first.

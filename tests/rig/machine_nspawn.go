@@ -207,6 +207,7 @@ func (n *nspawn) reset(ctx context.Context) error {
 		killCgroup(ctx, n.m.rig.id, n.m.payloadGroup()),
 		removeNetns(netnsPath(n.m.rig.id, n.m.Name)),
 		n.m.unplug(),
+		detachLoops(n.m.Root()),
 	)
 }
 

@@ -31,6 +31,7 @@ func TestMachines(t *testing.T) {
 	t.Run("network", func(t *testing.T) { testNetwork(t, r, ms) })
 	t.Run("partition", func(t *testing.T) { testPartition(t, r, ms[0], ms[1]) })
 	t.Run("reboot", func(t *testing.T) { testReboot(t, r, ms[0], ms[1]) })
+	t.Run("loop devices", func(t *testing.T) { testLoops(t, ms[0]) })
 	t.Run("power cut", func(t *testing.T) { testPowerCut(t, ms[0]) })
 	t.Run("stop", func(t *testing.T) { testStop(t, ms[1]) })
 	t.Run("logs", func(t *testing.T) { testLogs(t, r) })
@@ -447,4 +448,38 @@ func listenIn(t *testing.T, e Endpoint, port uint16) {
 			_ = conn.Close()
 		}
 	}()
+}
+
+// testLoops: a machine attaches files to the host's loop devices, and has none when it starts
+// anew, also if they were mounted when its power went.
+func testLoops(t *testing.T, m *Machine) {
+	ctx := testContext(t, 3*time.Minute)
+	file := "/srv/" + m.record.MachineID
+	run(t, m, fmt.Sprintf("truncate -s 8M %[1]s-disk && mkfs.ext4 -q %[1]s-disk && mount -o loop %[1]s-disk /mnt && touch /mnt/file", file))
+	run(t, m, fmt.Sprintf("truncate -s 1M %[1]s-raw && losetup --find %[1]s-raw", file))
+	attached := func() (files []string) {
+		names, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range names {
+			if seen, err := os.ReadFile(name); err == nil && strings.HasPrefix(string(seen), file) {
+				files = append(files, string(seen))
+			}
+		}
+		return files
+	}
+	if files := attached(); len(files) != 2 {
+		t.Fatalf("attached are %q, want 2 files", files)
+	}
+	if err := m.PowerCut(ctx); err != nil {
+		t.Fatal(err)
+	}
+	waitUntil(t, "no loop devices without their machine", func() bool { return len(attached()) == 0 })
+	if err := m.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.WaitBooted(ctx); err != nil {
+		t.Fatal(err)
+	}
 }
