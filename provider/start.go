@@ -222,6 +222,9 @@ func (w *worker) makeFiles(ctx context.Context, pod *corev1.Pod, c podplan.Conta
 	if err := os.RemoveAll(layer); err != nil {
 		return LogPipes{}, fmt.Errorf("clear writable layer: %w", err)
 	}
+	if err := w.countLayers(pod, filepath.Dir(layer)); err != nil {
+		return LogPipes{}, fmt.Errorf("make writable layer: %w", err)
+	}
 	for _, dir := range []string{filepath.Join(layer, "upper"), filepath.Join(layer, "work")} {
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return LogPipes{}, fmt.Errorf("make writable layer: %w", err)

@@ -2,6 +2,9 @@ package provider
 
 import (
 	"context"
+	"errors"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -23,6 +26,7 @@ const (
 // limitStorage evicts pods that take more of the disk than they may, until ctx ends. Only pods
 // with a limit are measured.
 func (p *Provider) limitStorage(ctx context.Context) error {
+	p.tellCounting()
 	ticker := time.NewTicker(storageEvery)
 	defer ticker.Stop()
 	for {
@@ -35,6 +39,35 @@ func (p *Provider) limitStorage(ctx context.Context) error {
 			w.limitStorage(ctx)
 		}
 	}
+}
+
+// tellCounting says once how disk use becomes known.
+func (p *Provider) tellCounting() {
+	if err := diskuse.Tracks(p.deps.Layout.Lib); err != nil {
+		p.log.Info("What pods take of the disk is measured file by file", "reason", err)
+		return
+	}
+	p.log.Info("What pods with a user namespace take of the disk is counted by the file system, that of others is measured file by file")
+}
+
+// countLayers makes the directory of a container's writable layers, which the file system counts if
+// it can; see volumes for whose.
+func (w *worker) countLayers(pod *corev1.Pod, dir string) error {
+	if !podplan.OwnUsers(pod) {
+		return nil
+	}
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o755); errors.Is(err, fs.ErrExist) {
+		return nil // by an attempt before this
+	} else if err != nil {
+		return err
+	}
+	if err := diskuse.Track(dir); err != nil && !errors.Is(err, diskuse.ErrNoQuota) {
+		w.log.Warn("Writable layers are not counted by their file system", "err", err)
+	}
+	return nil
 }
 
 // limitStorage looks at one pod, if its turn has come.

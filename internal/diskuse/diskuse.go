@@ -1,5 +1,6 @@
 // Package diskuse measures the space that a tree takes, whoever made it: paths of any length,
-// links and changes meanwhile do no harm. It must not know whose tree it is.
+// links and changes meanwhile do no harm. Where a file system counts by project it is asked,
+// else the tree is walked. It must not know whose tree it is.
 package diskuse
 
 import (
@@ -30,6 +31,13 @@ func (u Usage) Add(o Usage) Usage { return Usage{u.Bytes + o.Bytes, u.Inodes + o
 func Measure(ctx context.Context, dir string) (Usage, error) { return measure(ctx, dir, -1) }
 
 func measure(ctx context.Context, dir string, enough int64) (Usage, error) {
+	if used, ok := tracked(ctx, dir); ok {
+		return used, nil
+	}
+	return walked(ctx, dir, enough)
+}
+
+func walked(ctx context.Context, dir string, enough int64) (Usage, error) {
 	fd, err := unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if errors.Is(err, unix.ENOENT) {
 		return Usage{}, nil

@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	resourcehelper "k8s.io/component-helpers/resource"
 
+	"github.com/vk-metal/vk-metal/internal/diskuse"
 	"github.com/vk-metal/vk-metal/internal/mounts"
 )
 
@@ -64,10 +65,23 @@ func (v volume) plainDir(dir string) error {
 	if err := os.Mkdir(tmp, 0o700); err != nil {
 		return err
 	}
+	v.count(tmp)
 	if err := v.openToPod(tmp, 0o777); err != nil {
 		return err
 	}
 	return os.Rename(tmp, dir)
+}
+
+// count has the file system count what the directory takes, if it can: for pods with a user
+// namespace, whose processes cannot keep files from being counted (a kubelet does the same).
+// Others' are walked.
+func (v volume) count(dir string) {
+	if own := v.pod.Spec.HostUsers; own == nil || *own {
+		return
+	}
+	if err := diskuse.Track(dir); err != nil && !errors.Is(err, diskuse.ErrNoQuota) {
+		v.m.log.Warn("Volume is not counted by its file system", "uid", string(v.pod.UID), "volume", v.spec.Name, "err", err)
+	}
 }
 
 // openToPod sets the kubelet's mode for volumes and gives the fsGroup its share.

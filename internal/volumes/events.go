@@ -44,7 +44,7 @@ func Events(err error) iter.Seq2[string, string] {
 }
 
 // Late is the text of a kubelet's FailedMount event for volumes that it has waited for long
-// enough. err is what Prepare returned last, nil while it has not yet; the text is empty if no
+// enough; that of 1.35 only logs it. err is what Prepare returned last, nil while it has not yet; the text is empty if no
 // volume is missing.
 func Late(pod *corev1.Pod, err, why error) string {
 	var unmounted, unattached, unprocessed []string
