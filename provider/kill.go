@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/vk-metal/vk-metal/provider/podplan"
+	"github.com/vk-metal/vk-metal/systemd"
 )
 
 // stopSignal is the signal that asks the container to stop: the pod's, else the image's.
@@ -102,7 +103,11 @@ func (w *worker) killAttempt(pod *corev1.Pod, a *attempt, k podplan.Kill, asked,
 	}
 	kill, rec := *a.rec.Kill, a.rec
 	o := w.begin(killKey(a), 100*time.Millisecond, func(ctx context.Context) (any, error) {
-		return nil, w.stopProcess(ctx, pod, c, rec, kill, a.ended)
+		alive, err := w.stopProcess(ctx, pod, c, rec, kill, a.ended)
+		if err == nil && alive {
+			err = w.killAll(ctx, pod, c, rec, a.ended, podEnds)
+		}
+		return nil, err
 	})
 	if o.done {
 		w.forget(killKey(a)) // it has done all it could; if the process lives, again
@@ -123,21 +128,37 @@ func (w *worker) quietProbes(a *attempt, podEnds bool) {
 	w.p.deps.Probes.Stop(string(w.uid), a.rec.Container)
 }
 
-// stopProcess runs the preStop hook, sends the stop signal, and KILL at the end.
-func (w *worker) stopProcess(ctx context.Context, pod *corev1.Pod, c podplan.Container, rec attemptRecord, kill killRecord, ended <-chan struct{}) error {
+// stopProcess runs the preStop hook and sends the stop signal. It says whether KILL is due:
+// the grace period is over and the process still alive.
+func (w *worker) stopProcess(ctx context.Context, pod *corev1.Pod, c podplan.Container, rec attemptRecord, kill killRecord, ended <-chan struct{}) (alive bool, err error) {
 	hookEnded, err := w.preStopOnce(ctx, pod, c, rec, kill.Until, ended)
 	if err != nil {
-		return err
+		return false, err
 	}
 	killAt := podplan.KillTimes(kill.Begun, kill.Until.Sub(kill.Begun), hookEnded)
 	if err := w.signal(ctx, "term", rec, signalOf(rec.StopSignal), false); err != nil {
 		w.log.Warn("Cannot ask a container to stop", "container", c.Name, "err", err)
 	}
 	if died(ctx, ended, time.Until(killAt)) {
-		return nil
+		return false, nil
 	}
-	if ctx.Err() != nil {
-		return ctx.Err() // cut short: the next round has the new time
+	return true, ctx.Err() // cut short: the next round has the new time
+}
+
+// killAll kills all processes of an attempt and gives them some time to be gone. A process
+// that is killed exits in its own time: where there are thousands (a fork bomb), those of a
+// group with a CPU quota take a minute for it. So the quota is lifted; the pod's is put back
+// for the containers that stay.
+func (w *worker) killAll(ctx context.Context, pod *corev1.Pod, c podplan.Container, rec attemptRecord, ended <-chan struct{}, podEnds bool) error {
+	slice := podplan.PodSlice(pod, w.p.deps.Node.PodPidsLimit)
+	if podplan.ContainerResources(c).CPUQuota != nil {
+		w.setQuota(ctx, rec.Unit, noQuota)
+	}
+	if quota := slice.Resources.CPUQuota; quota != nil {
+		w.setQuota(ctx, slice.Name, noQuota)
+		if !podEnds {
+			defer w.setQuota(context.WithoutCancel(ctx), slice.Name, *quota)
+		}
 	}
 	if err := w.signal(ctx, "kill", rec, unix.SIGKILL, true); err != nil {
 		return err
@@ -145,6 +166,19 @@ func (w *worker) stopProcess(ctx context.Context, pod *corev1.Pod, c podplan.Con
 	w.unitChanged()
 	died(ctx, ended, 10*time.Second)
 	return nil
+}
+
+// noQuota lifts a CPU quota.
+const noQuota = time.Duration(-1)
+
+// setQuota changes the CPU quota of a unit or slice that may be gone. It never stands in the
+// way of a kill.
+func (w *worker) setQuota(ctx context.Context, name string, quota time.Duration) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	if err := w.p.deps.Runtime.SetResources(ctx, name, systemd.Resources{CPUQuota: &quota}); err != nil {
+		w.log.Info("CPU quota is not changed for a kill", "unit", name, "err", err)
+	}
 }
 
 func (w *worker) signal(ctx context.Context, step string, rec attemptRecord, signal syscall.Signal, all bool) error {

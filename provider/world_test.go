@@ -389,9 +389,21 @@ func (f fakeRuntime) Get(_ context.Context, name string) (systemd.UnitState, boo
 	return s, ok, nil
 }
 
-func (f fakeRuntime) ListSlices(context.Context) ([]string, error)                  { return nil, nil }
-func (f fakeRuntime) SetResources(context.Context, string, systemd.Resources) error { return nil }
-func (f fakeRuntime) Events() <-chan systemd.Event                                  { return f.a.events }
+func (f fakeRuntime) ListSlices(context.Context) ([]string, error) { return nil, nil }
+
+// SetResources notes changes of the CPU quota alone among the signals.
+func (f fakeRuntime) SetResources(_ context.Context, name string, r systemd.Resources) error {
+	quota := r.CPUQuota
+	if r.CPUQuota = nil; quota == nil || r != (systemd.Resources{}) {
+		return nil
+	}
+	f.a.w.mu.Lock()
+	defer f.a.w.mu.Unlock()
+	f.a.w.signals = append(f.a.w.signals, fmt.Sprintf("%s quota %v", strings.SplitN(name, "-", 2)[0], *quota))
+	return nil
+}
+
+func (f fakeRuntime) Events() <-chan systemd.Event { return f.a.events }
 func (f fakeRuntime) Exec(ctx context.Context, r systemd.ExecRequest) (exitCode int, err error) {
 	f.a.act()
 	if f.a.w.exec == nil {
