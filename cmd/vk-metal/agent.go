@@ -38,6 +38,8 @@ type agent struct {
 
 	api    *apiclient.Client
 	client kubernetes.Interface
+	// eventClient has limits of its own: statuses and leases do not wait for events.
+	eventClient kubernetes.Interface
 
 	addresses []netip.Addr
 	recorder  record.EventRecorder
@@ -89,7 +91,11 @@ func (a *agent) connect() (*bootstrap.Identity, error) {
 
 func (a *agent) useClient(client *apiclient.Client) (err error) {
 	a.api = client
-	a.client, err = kubernetes.NewForConfig(client.RESTConfig())
+	config := client.RESTConfig()
+	if a.eventClient, err = kubernetes.NewForConfig(config); err == nil {
+		config.QPS, config.Burst = float32(a.cfg.KubeAPIQPS), a.cfg.KubeAPIBurst
+		a.client, err = kubernetes.NewForConfig(config)
+	}
 	if err != nil {
 		return fmt.Errorf("make API client: %w", err)
 	}
@@ -140,7 +146,7 @@ func (a *agent) events() task.Task {
 	broadcaster := record.NewBroadcaster()
 	a.recorder = broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "kubelet", Host: a.name})
 	return task.New("events", func(ctx context.Context, ready func()) error {
-		broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: a.client.CoreV1().Events("")})
+		broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: a.eventClient.CoreV1().Events("")})
 		ready()
 		<-ctx.Done()
 		broadcaster.Shutdown()

@@ -51,6 +51,8 @@ func (a *agent) configz() *kubeletconfig.KubeletConfiguration {
 		ContainerLogMaxFiles: ptr(int32(a.cfg.Logs.MaxFiles)),
 		KubeReserved:         resourceStrings(a.cfg.KubeReserved),
 		SystemReserved:       resourceStrings(a.cfg.SystemReserved),
+		KubeAPIQPS:           ptr(int32(a.cfg.KubeAPIQPS)),
+		KubeAPIBurst:         int32(a.cfg.KubeAPIBurst),
 		RegisterWithTaints:   a.cfg.RegisterWithTaints,
 	}
 	a.tellEviction(c)

@@ -55,6 +55,9 @@ type Config struct {
 	// StaticPodPath is a directory of manifests of pods that this node runs by itself; empty
 	// means none.
 	StaticPodPath string
+	// KubeAPIQPS is how many requests a second the API server is sent at most, after bursts of
+	// KubeAPIBurst; events count apart.
+	KubeAPIQPS, KubeAPIBurst int
 	// PodPidsLimit bounds the processes and threads of each pod; -1 is none.
 	PodPidsLimit int
 	// SeccompDefault gives the runtime's default seccomp profile to containers that name none.
@@ -208,6 +211,8 @@ func Default() Config {
 		BootstrapKubeconfig: "/etc/vk-metal/bootstrap-kubeconfig",
 		ClusterDomain:       "cluster.local",
 		MaxPods:             110,
+		KubeAPIQPS:          250,
+		KubeAPIBurst:        500,
 		PodPidsLimit:        -1,
 		ResolvConf:          "",
 		Registries:          Registries{ConfigPath: "/etc/vk-metal/certs.d"},

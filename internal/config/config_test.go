@@ -30,6 +30,8 @@ maxPods: 250
 kubeReserved: {cpu: 100m, memory: 256Mi}
 systemReserved: {memory: 1Gi}
 staticPodPath: /etc/kubernetes/manifests/
+kubeAPIQPS: 20
+kubeAPIBurst: 40
 podPidsLimit: 4096
 seccompDefault: true
 allowedUnsafeSysctls: [net.core.somaxconn, "kernel.msg*", net/ipv4/*]
@@ -75,7 +77,7 @@ func TestParseFull(t *testing.T) {
 		!c.HostImages.Enabled || !slices.Equal(c.HostImages.Roots, []HostRoot{{"web", "/srv/web.raw", "signed"}, {"trixie", "/srv/trixie", ""}}) {
 		t.Errorf("sections: %+v %+v", c.Logs, c.Network)
 	}
-	if want := []string{"net.core.somaxconn", "kernel.msg*", "net.ipv4.*"}; !c.SeccompDefault || c.PodPidsLimit != 4096 || !slices.Equal(c.AllowedUnsafeSysctls, want) {
+	if want := []string{"net.core.somaxconn", "kernel.msg*", "net.ipv4.*"}; !c.SeccompDefault || c.PodPidsLimit != 4096 || c.KubeAPIQPS != 20 || c.KubeAPIBurst != 40 || !slices.Equal(c.AllowedUnsafeSysctls, want) {
 		t.Errorf("seccompDefault %v, sysctls %q", c.SeccompDefault, c.AllowedUnsafeSysctls)
 	}
 	if want := netip.MustParseAddr("2001:db8::10"); len(c.NodeIPs) != 2 || c.NodeIPs[1] != want {
@@ -152,6 +154,7 @@ func TestParseMistakes(t *testing.T) {
 		"level":               {head + "logLevel: loud\n", "must be one of debug"},
 		"not UTF-8":           {head + "nodeName: \xff\n", "not UTF-8"},
 		"a host's sysctl":     {head + "allowedUnsafeSysctls: [vm.swappiness]\n", `"vm.swappiness" is not namespaced`},
+		"no requests":         {head + "kubeAPIQPS: 0\n", "f.yaml:4: kubeAPIQPS: "},
 		"few processes":       {head + "podPidsLimit: 0\n", `"0" must be a whole number from 16 to 4194304, or -1 for none`},
 		"every sysctl":        {head + "allowedUnsafeSysctls: [\"*\"]\n", "is not a sysctl"},
 		"thresholds":          {head + "imageGCLowThresholdPercent: 90\n", "f.yaml:4: imageGCLowThresholdPercent: must be below imageGCHighThresholdPercent, which is 85"},

@@ -43,6 +43,8 @@ func (c *Config) fields(d *decoder) []field {
 		{"systemReserved", func(key string, node *yaml.Node) { c.SystemReserved = d.resources(key, node) }},
 		parsed(d, "resolvConf", &c.ResolvConf, parsePath),
 		parsed(d, "staticPodPath", &c.StaticPodPath, parsePath),
+		parsed(d, "kubeAPIQPS", &c.KubeAPIQPS, parseInt(1, 100000)),
+		parsed(d, "kubeAPIBurst", &c.KubeAPIBurst, parseInt(1, 100000)),
 		parsed(d, "podPidsLimit", &c.PodPidsLimit, parsePidsLimit),
 		parsed(d, "seccompDefault", &c.SeccompDefault, parseBool),
 		listOf(d, "allowedUnsafeSysctls", &c.AllowedUnsafeSysctls, parseSysctl),
