@@ -132,7 +132,11 @@ func (c *Cache) requestToken(ctx context.Context, pod *corev1.Pod, audience stri
 		req.Spec.ExpirationSeconds = &seconds
 	}
 	asked := time.Now()
-	resp, err := c.client.CoreV1().ServiceAccounts(pod.Namespace).CreateToken(ctx, serviceAccount(pod), req, metav1.CreateOptions{})
+	var resp *authv1.TokenRequest
+	err := authorized(ctx, func() (err error) {
+		resp, err = c.client.CoreV1().ServiceAccounts(pod.Namespace).CreateToken(ctx, serviceAccount(pod), req, metav1.CreateOptions{})
+		return err
+	})
 	if err != nil {
 		return token{}, err
 	}

@@ -65,13 +65,15 @@ func narrow[L runtime.Object](o *object, client kubernetes.Interface,
 	lw := &cache.ListWatch{
 		ListWithContextFunc: func(ctx context.Context, opts metav1.ListOptions) (runtime.Object, error) {
 			opts.FieldSelector = selector
-			l, err := list(ctx, opts)
-			return l, o.note(err)
+			var l L
+			err := authorized(ctx, func() (err error) { l, err = list(ctx, opts); return o.note(err) })
+			return l, err
 		},
 		WatchFuncWithContext: func(ctx context.Context, opts metav1.ListOptions) (watch.Interface, error) {
 			opts.FieldSelector = selector
-			w, err := start(ctx, opts)
-			return w, o.note(err)
+			var w watch.Interface
+			err := authorized(ctx, func() (err error) { w, err = start(ctx, opts); return o.note(err) })
+			return w, err
 		},
 	}
 	return cache.ToListWatcherWithWatchListSemantics(lw, client)
