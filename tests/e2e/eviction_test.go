@@ -3,7 +3,6 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -120,19 +119,9 @@ func (e *env) conditionOf(pod *corev1.Pod, kind corev1.PodConditionType) corev1.
 	return corev1.PodCondition{}
 }
 
-// tainted says what is wrong with the node's taint.
+// tainted says what is wrong with the node's taint for want of disk.
 func (e *env) tainted(node string, want bool) string {
-	n, err := e.c.Client.CoreV1().Nodes().Get(e.Context(), node, metav1.GetOptions{})
-	if err != nil {
-		return err.Error()
-	}
-	is := slices.ContainsFunc(n.Spec.Taints, func(taint corev1.Taint) bool {
-		return taint.Key == corev1.TaintNodeDiskPressure && taint.Effect == corev1.TaintEffectNoSchedule
-	})
-	if is != want {
-		return fmt.Sprintf("taints of %s are %v; conditions %v", node, n.Spec.Taints, n.Status.Conditions)
-	}
-	return ""
+	return e.taintedWith(node, corev1.TaintNodeDiskPressure, want)
 }
 
 // waitNodeEvent waits for an event of the node since the test began.

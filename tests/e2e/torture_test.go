@@ -44,7 +44,7 @@ func TestTorture(t *testing.T) {
 	if n, err := strconv.Atoi(os.Getenv("VK_METAL_TORTURE_PODS")); err == nil {
 		pods = n
 	}
-	e := setup(t)
+	e := setupFor(t, length+10*time.Minute)
 	t.Logf("VK_METAL_TORTURE_SEED=%d", seed)
 	if _, err := e.c.Client.CoreV1().ConfigMaps(e.ns).Create(t.Context(), configMap(e.ns), metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
