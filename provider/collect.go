@@ -10,6 +10,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/types"
@@ -184,6 +185,12 @@ func (p *Provider) sameCluster(ctx context.Context, shared bool) error {
 	return writeJSON(path, cluster{ServiceUID: service.UID})
 }
 
+// qosSlice is a slice as it was set, and when.
+type qosSlice struct {
+	resources systemd.Resources
+	at        time.Time
+}
+
 func (p *Provider) markQOS() {
 	select {
 	case p.qosDirty <- struct{}{}:
@@ -195,6 +202,7 @@ func (p *Provider) markQOS() {
 // pods ask for together, best-effort as little as can be.
 func (p *Provider) qosSlices(ctx context.Context) error {
 	p.markQOS()
+	set := map[string]qosSlice{}
 	for {
 		select {
 		case <-ctx.Done():
@@ -202,9 +210,15 @@ func (p *Provider) qosSlices(ctx context.Context) error {
 		case <-p.qosDirty:
 		}
 		for _, slice := range p.wantedQOS() {
+			before := set[slice.Name]
+			if time.Since(before.at) < resync && equality.Semantic.DeepEqual(before.resources, slice.Resources) {
+				continue
+			}
 			if err := p.deps.Runtime.EnsureSlice(ctx, slice); err != nil && ctx.Err() == nil {
 				p.log.Warn("Cannot set up a slice", "unit", slice.Name, "err", err)
+				continue
 			}
+			set[slice.Name] = qosSlice{slice.Resources, time.Now()}
 		}
 		select { // many pods at once are one change
 		case <-ctx.Done():

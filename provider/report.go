@@ -53,12 +53,12 @@ func (w *worker) report(pod *corev1.Pod, gone bool, obs podplan.Observed, d podp
 	if gone || w.deleted() {
 		return true
 	}
+	if w.soon(d, waiting, obs.Now) {
+		return false
+	}
 	shown := w.shownAs(pod)
 	if shown == nil || equality.Semantic.DeepEqual(shown.Status, normalize(status)) {
 		return true
-	}
-	if w.soon(d, waiting, obs.Now) {
-		return false
 	}
 	w.renew(opStatus)
 	w.begin(opStatus, apiRetry, func(ctx context.Context) (any, error) { return nil, w.patch(ctx) })

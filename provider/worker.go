@@ -122,14 +122,18 @@ func (w *worker) wakeAfter(d time.Duration) {
 	w.wakeAt(time.Now().Add(d))
 }
 
-// set replaces the pod's object.
+// set replaces the pod's object. One that is known already is no reason to look: most come
+// more than once, as answer, by the watch and through virtual-kubelet.
 func (w *worker) set(pod *corev1.Pod) {
 	w.mu.Lock()
+	known := pod.ResourceVersion != "" && pod.ResourceVersion == w.pod.ResourceVersion
 	if !w.gone && newer(pod, w.pod) {
 		w.pod = pod
 	}
 	w.mu.Unlock()
-	w.wakeUp()
+	if !known {
+		w.wakeUp()
+	}
 }
 
 // setGone says that the object does not exist any more; last is what it was, if known.
