@@ -24,23 +24,34 @@ import (
 // collectEvery is how often this node is compared with the API as a whole.
 const collectEvery = time.Minute
 
+// collectRetry is how soon it is compared again where it could not be; it doubles.
+const collectRetry = time.Second
+
 // collect finds what belongs to no pod of the API and hands it to workers that end it.
 func (p *Provider) collect(ctx context.Context) error {
-	ticker := time.NewTicker(collectEvery)
-	defer ticker.Stop()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	retry := collectRetry
 	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-timer.C:
+		}
 		err := p.collectOnce(ctx)
 		if err == nil {
 			err = p.sweepLogs()
 		}
-		if err != nil && ctx.Err() == nil {
+		if err == nil {
+			retry = collectRetry
+			timer.Reset(collectEvery)
+			continue
+		}
+		if ctx.Err() == nil {
 			p.log.Warn("Cannot compare this node with the API", "err", err)
 		}
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticker.C:
-		}
+		timer.Reset(retry)
+		retry = min(2*retry, collectEvery)
 	}
 }
 
@@ -76,31 +87,31 @@ func (p *Provider) collectOnce(ctx context.Context) error {
 	if err := p.sameCluster(ctx, shared); err != nil {
 		return fmt.Errorf("leave %d pods that the API does not have alone: %w", len(orphans), err)
 	}
+	var errs []error
 	for _, pod := range orphans {
-		p.endOrphan(ctx, pod)
+		errs = append(errs, p.endOrphan(ctx, pod))
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
-// endOrphan ends a pod whose object the API server itself says not to have.
-func (p *Provider) endOrphan(ctx context.Context, pod *corev1.Pod) {
+// endOrphan ends a pod whose object the API server itself says not to have. One that it has
+// after all is left alone: the watch will tell.
+func (p *Provider) endOrphan(ctx context.Context, pod *corev1.Pod) error {
 	if pod.Name != "" {
 		gone, err := p.confirmGone(ctx, pod)
-		if err != nil {
-			p.log.Warn("Cannot tell whether a pod still exists", "uid", pod.UID, "err", err)
-		}
 		if err != nil || !gone {
-			return // asked again next time
+			return err
 		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if w := p.workers[pod.UID]; w != nil {
 		w.setGone(nil)
-		return
+		return nil
 	}
 	p.log.Info("Ending a pod that the API does not have", "pod", pod.Namespace+"/"+pod.Name, "uid", pod.UID)
 	p.startWorker(pod, true)
+	return nil
 }
 
 // here is every pod of which something is on this node, with what is known of it.

@@ -44,6 +44,27 @@ func TestPodDeletedWhileTheAgentWasDownIsEnded(t *testing.T) {
 	})
 }
 
+// TestACollectionThatFailsIsRepeatedSoon: what is left over does not stay for a minute.
+func TestACollectionThatFailsIsRepeatedSoon(t *testing.T) {
+	w := newWorld(t)
+	synctest.Test(t, func(t *testing.T) {
+		w.t = t
+		a := w.boot("")
+		w.create("a", nil)
+		w.until("a runs", w.podIs("a", corev1.PodRunning))
+		w.until("cluster known", func() bool { time.Sleep(time.Minute); return true })
+		a.stop()
+		w.forcedAway("a")
+		w.hidden = 3
+		w.boot("")
+		begun := time.Now()
+		w.until("a is ended", func() bool { w.mu.Lock(); defer w.mu.Unlock(); return len(w.units) == 0 })
+		if took := time.Since(begun); took < 7*time.Second || took > collectEvery {
+			t.Errorf("ended after %s", took)
+		}
+	})
+}
+
 func TestForeignOrEmptyServerEndsNothing(t *testing.T) {
 	w := newWorld(t)
 	synctest.Test(t, func(t *testing.T) {

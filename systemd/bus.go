@@ -83,12 +83,20 @@ func unitName(path dbus.ObjectPath) (name string, ok bool) {
 	return b.String(), true
 }
 
+// maxCalls is how many calls wait for their answers at once. The system bus refuses more than
+// 128 per connection (max_replies_per_connection, dbus-daemon(1)).
+const maxCalls = 96
+
 // call is a method call on systemd's manager object.
 func (m *Manager) call(ctx context.Context, method string, args ...any) (*dbus.Call, error) {
 	conn, err := m.connection(ctx)
 	if err != nil {
 		return nil, err
 	}
+	if err := m.calls.Acquire(ctx, 1); err != nil {
+		return nil, fmt.Errorf("wait for other calls to systemd: %w", err)
+	}
+	defer m.calls.Release(1)
 	call := conn.Object(busName, managerPath).CallWithContext(ctx, managerIface+"."+method, 0, args...)
 	return call, call.Err
 }
@@ -99,14 +107,20 @@ func (m *Manager) properties(ctx context.Context, unit string, names ...[2]strin
 	if err != nil {
 		return nil, err
 	}
+	if err := m.calls.Acquire(ctx, int64(len(names))); err != nil {
+		return nil, fmt.Errorf("wait for other calls to systemd: %w", err)
+	}
+	defer m.calls.Release(int64(len(names)))
 	object := conn.Object(busName, unitPath(unit))
 	calls := make([]*dbus.Call, len(names))
 	for i, name := range names {
 		calls[i] = object.GoWithContext(ctx, propsIface+".Get", 0, make(chan *dbus.Call, 1), name[0], name[1])
 	}
 	values := make([]dbus.Variant, len(names))
-	for i, call := range calls {
+	for _, call := range calls { // all of them: each counts until its answer is there
 		<-call.Done
+	}
+	for i, call := range calls {
 		if err := call.Store(&values[i]); err != nil {
 			return nil, fmt.Errorf("read property %s of unit %s: %w", names[i][1], unit, err)
 		}

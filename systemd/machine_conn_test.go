@@ -51,6 +51,21 @@ func TestMachineEvents(t *testing.T) {
 	m.must(m.manager.RemoveSlice(m.ctx, a.unit.Slice))
 }
 
+// TestMachineManyQuestions asks more at once than the bus lets wait for answers.
+func TestMachineManyQuestions(t *testing.T) {
+	m := newMachine(t)
+	a := m.sleeper(nil)
+	var group sync.WaitGroup
+	for range 500 {
+		group.Go(func() {
+			if state, ok, err := m.manager.Get(m.ctx, a.unit.Name); err != nil || !ok || !state.Running() {
+				t.Errorf("%+v %v %v", state, ok, err)
+			}
+		})
+	}
+	group.Wait()
+}
+
 func TestMachineList(t *testing.T) {
 	m := newMachine(t)
 	var all []*attempt

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/godbus/dbus/v5"
+	"golang.org/x/sync/semaphore"
 
 	"github.com/vk-metal/vk-metal/internal/paths"
 )
@@ -35,6 +36,7 @@ type Manager struct {
 	ctx    context.Context
 	events *eventQueue
 	jobs   *jobTable
+	calls  *semaphore.Weighted // without an answer yet, maxCalls at most
 
 	mu         sync.Mutex
 	conn       *dbus.Conn
@@ -72,7 +74,7 @@ func NewManager(ctx context.Context, opts Options) (*Manager, error) {
 	}
 	m := &Manager{
 		opts: opts, cgroup: version, log: opts.Logger, ctx: ctx,
-		events: newEventQueue(), jobs: newJobTable(),
+		events: newEventQueue(), jobs: newJobTable(), calls: semaphore.NewWeighted(maxCalls),
 		connected: make(chan struct{}), identities: map[string]knownUnit{}, pulse: time.Now(),
 	}
 	signals, err := m.connect(ctx)
