@@ -29,6 +29,9 @@ const (
 // the pod's own, where a full queue holds the sender back instead of losing packets. A pod
 // with CAP_NET_ADMIN could change the latter, in its own namespace.
 func (s *setup) bandwidth() error {
+	if s.made && s.pod.Bandwidth == (Bandwidth{}) {
+		return nil // there is nothing to take away either
+	}
 	if err := shape(s.m.nl, s.link, s.pod.Bandwidth.Ingress); err != nil {
 		return fmt.Errorf("limit traffic to the pod: %w", err)
 	}

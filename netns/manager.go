@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
 	"github.com/vk-metal/vk-metal/internal/keylock"
@@ -38,6 +39,10 @@ type Manager struct {
 	nl     *netlink.Handle
 	rules  *rules
 	locks  keylock.Mutex
+	// turns lets few pods be set up at a time, the first one first: the kernel changes links one
+	// after the other, whatever the namespace, and pods whose networks are all half made start
+	// late together.
+	turns *semaphore.Weighted
 
 	wake    chan struct{} // something changed: look at everything
 	reaping chan struct{} // a link that is waited for may be gone
@@ -56,6 +61,9 @@ type Manager struct {
 	youngest []netip.Addr            // of the pod made last, at start
 }
 
+// atATime is how many networks are set up at once.
+const atATime = 4
+
 // podRecord is what the Manager knows of one pod that is set up or being set up.
 type podRecord struct {
 	ips   []netip.Addr
@@ -70,7 +78,8 @@ var _ Network = (*Manager)(nil)
 func NewManager(o Options) (*Manager, error) {
 	m := &Manager{
 		layout: o.Layout, log: o.Log, wake: make(chan struct{}, 1), reaping: make(chan struct{}, 1), broken: make(chan struct{}, 1), alloc: newAllocator(),
-		pods: map[string]*podRecord{}, ports: map[hostPortKey]string{}, dying: map[string]doomed{}, sysctls: map[string]string{},
+		turns: semaphore.NewWeighted(atATime),
+		pods:  map[string]*podRecord{}, ports: map[hostPortKey]string{}, dying: map[string]doomed{}, sysctls: map[string]string{},
 		notYet: errors.New("the node has no podCIDR yet"),
 	}
 	if m.log == nil {

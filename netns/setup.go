@@ -21,6 +21,7 @@ type setup struct {
 	rec  *podRecord
 	ns   *linuxns.NS
 	link netlink.Link // the host side
+	made bool         // the link was made just now
 }
 
 // Setup implements Network. The steps are ordered so that what a kill leaves can always
@@ -47,6 +48,10 @@ func (m *Manager) setUp(ctx context.Context, pod PodNetwork) (PodAddress, error)
 		return PodAddress{}, err
 	}
 	defer unlock()
+	if err := m.turns.Acquire(ctx, 1); err != nil {
+		return PodAddress{}, fmt.Errorf("wait for other pods' networks: %w", err)
+	}
+	defer m.turns.Release(1)
 	s := &setup{m: m, pod: pod, path: m.layout.Namespace(pod.PodUID, "net"), name: linkName(pod.PodUID)}
 	defer s.close()
 	for _, step := range []struct {
@@ -153,7 +158,7 @@ func (s *setup) addLink() error {
 	if err == nil && l == nil {
 		err = fmt.Errorf("link %s is gone right after it was made", s.name)
 	}
-	s.link = l
+	s.link, s.made = l, true
 	return err
 }
 

@@ -151,7 +151,7 @@ func (w *worker) stopProcess(ctx context.Context, pod *corev1.Pod, c podplan.Con
 // for the containers that stay.
 func (w *worker) killAll(ctx context.Context, pod *corev1.Pod, c podplan.Container, rec attemptRecord, ended <-chan struct{}, podEnds bool) error {
 	slice := podplan.PodSlice(pod, w.p.deps.Node.PodPidsLimit)
-	if podplan.ContainerResources(c).CPUQuota != nil {
+	if podplan.ContainerResources(pod, c).CPUQuota != nil {
 		w.setQuota(ctx, rec.Unit, noQuota)
 	}
 	if quota := slice.Resources.CPUQuota; quota != nil {

@@ -37,6 +37,7 @@ type Manager struct {
 	events *eventQueue
 	jobs   *jobTable
 	calls  *semaphore.Weighted // without an answer yet, maxCalls at most
+	slices *semaphore.Weighted // being made
 
 	mu         sync.Mutex
 	conn       *dbus.Conn
@@ -74,7 +75,7 @@ func NewManager(ctx context.Context, opts Options) (*Manager, error) {
 	}
 	m := &Manager{
 		opts: opts, cgroup: version, log: opts.Logger, ctx: ctx,
-		events: newEventQueue(), jobs: newJobTable(), calls: semaphore.NewWeighted(maxCalls),
+		events: newEventQueue(), jobs: newJobTable(), calls: semaphore.NewWeighted(maxCalls), slices: semaphore.NewWeighted(slicesAtATime),
 		connected: make(chan struct{}), identities: map[string]knownUnit{}, pulse: time.Now(),
 	}
 	signals, err := m.connect(ctx)

@@ -11,6 +11,10 @@ import (
 // podSlicePattern are the names that a kubelet gives to pods' slices.
 const podSlicePattern = "kubepods*-pod*.slice"
 
+// slicesAtATime is how many slices are made at once: systemd does one thing after the other,
+// and with all slices of many pods before it the first pod would start after the last slice.
+const slicesAtATime = 4
+
 // EnsureSlice implements Runtime.
 func (m *Manager) EnsureSlice(ctx context.Context, slice Slice) error {
 	if err := checkText(slice.Name, slice.Description); err != nil {
@@ -19,6 +23,10 @@ func (m *Manager) EnsureSlice(ctx context.Context, slice Slice) error {
 	if !strings.HasSuffix(slice.Name, ".slice") {
 		return fmt.Errorf("start slice %q: it is not a slice's name", slice.Name)
 	}
+	if err := m.slices.Acquire(ctx, 1); err != nil {
+		return fmt.Errorf("start slice %s: %w", slice.Name, err)
+	}
+	defer m.slices.Release(1)
 	for {
 		result, err := m.startTransient(ctx, slice.Name, sliceProperties(slice, m.cgroup))
 		switch {
