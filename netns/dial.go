@@ -13,20 +13,25 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vk-metal/vk-metal/internal/linuxns"
+	"github.com/vk-metal/vk-metal/internal/paths"
 )
 
 // Dial implements Network. The host of address is "localhost" or empty (127.0.0.1 is
 // tried, then ::1) or an IP; names are not resolved. network is tcp, tcp4 or tcp6. Only
 // the making of the socket happens on a thread of the pod's namespace.
 func (m *Manager) Dial(ctx context.Context, podUID, network, address string) (net.Conn, error) {
-	c, err := m.dial(ctx, podUID, network, address)
+	return dialPod(ctx, m.layout, podUID, network, address)
+}
+
+func dialPod(ctx context.Context, layout paths.Layout, podUID, network, address string) (net.Conn, error) {
+	c, err := tryDial(ctx, layout, podUID, network, address)
 	if err != nil {
 		return nil, fmt.Errorf("dial %s in pod %s: %w", address, podUID, err)
 	}
 	return c, nil
 }
 
-func (m *Manager) dial(ctx context.Context, podUID, network, address string) (net.Conn, error) {
+func tryDial(ctx context.Context, layout paths.Layout, podUID, network, address string) (net.Conn, error) {
 	if err := checkUID(podUID); err != nil {
 		return nil, err
 	}
@@ -34,7 +39,7 @@ func (m *Manager) dial(ctx context.Context, podUID, network, address string) (ne
 	if err != nil {
 		return nil, err
 	}
-	ns, err := linuxns.Open(m.layout.Namespace(podUID, "net"))
+	ns, err := linuxns.Open(layout.Namespace(podUID, "net"))
 	if err != nil {
 		return nil, err
 	}

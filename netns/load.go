@@ -12,6 +12,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/vk-metal/vk-metal/internal/linuxns"
+	"github.com/vk-metal/vk-metal/internal/paths"
 )
 
 // load fills the Manager from the kernel: pods from the links' aliases, host ports from
@@ -98,16 +99,27 @@ func (m *Manager) List(ctx context.Context) (map[string]PodAddress, error) {
 			out[id.uid] = PodAddress{IPs: id.ips}
 		}
 	}
-	dirs, err := os.ReadDir(filepath.Dir(m.layout.PodRun("x")))
-	if err != nil && !errors.Is(err, os.ErrNotExist) {
+	bound, err := namespaces(m.layout)
+	if err != nil {
 		return nil, fmt.Errorf("list pod networks: %w", err)
 	}
-	for _, d := range dirs {
-		if path := m.layout.Namespace(d.Name(), "net"); linuxns.Bound(path) {
-			a := out[d.Name()]
-			a.Path = path
-			out[d.Name()] = a
-		}
+	for uid, at := range bound {
+		out[uid] = PodAddress{Path: at.Path, IPs: out[uid].IPs}
 	}
 	return out, ctx.Err()
+}
+
+// namespaces are the pods' namespaces that are bound, by UID, without addresses.
+func namespaces(layout paths.Layout) (map[string]PodAddress, error) {
+	dirs, err := os.ReadDir(filepath.Dir(layout.PodRun("x")))
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	out := map[string]PodAddress{}
+	for _, d := range dirs {
+		if path := layout.Namespace(d.Name(), "net"); linuxns.Bound(path) {
+			out[d.Name()] = PodAddress{Path: path}
+		}
+	}
+	return out, nil
 }

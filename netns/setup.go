@@ -229,13 +229,15 @@ func (m *Manager) takePorts(uid string, rec *podRecord, ports map[hostPortKey]ne
 }
 
 // sysctls sets the pod's own ones, last, so that they win over ours.
-func (s *setup) sysctls() error {
-	if len(s.pod.Sysctls) == 0 {
+func (s *setup) sysctls() error { return setSysctls(s.ns, s.pod.Sysctls) }
+
+func setSysctls(ns *linuxns.NS, wanted map[string]string) error {
+	if len(wanted) == 0 {
 		return nil
 	}
-	return s.ns.Do(func() error {
-		for _, key := range slices.Sorted(maps.Keys(s.pod.Sysctls)) {
-			if _, err := linuxns.SetSysctl(linuxns.Sysctl{Key: key, Value: s.pod.Sysctls[key]}); err != nil {
+	return ns.Do(func() error {
+		for _, key := range slices.Sorted(maps.Keys(wanted)) {
+			if _, err := linuxns.SetSysctl(linuxns.Sysctl{Key: key, Value: wanted[key]}); err != nil {
 				return err
 			}
 		}

@@ -34,7 +34,8 @@ import (
 // podParts are what runs pods: everything below the provider, and the provider.
 type podParts struct {
 	systemd  *systemd.Manager
-	network  *netns.Manager
+	network  podNetwork
+	own      *netns.Manager // nil where network plugins give pods theirs
 	routes   *hostgw.Router
 	images   *images.Manager
 	imageGC  *images.Collector
@@ -52,7 +53,7 @@ func (a *agent) openHost(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if a.pods.network, err = netns.NewManager(netns.Options{Layout: a.g.layout, Log: a.log}); err != nil {
+	if err := a.openNetwork(); err != nil {
 		return err
 	}
 	if a.pods.routes, err = hostgw.New(hostgw.Options{
@@ -264,7 +265,9 @@ func (a *agent) applyNetwork() {
 	if len(a.cfg.Network.ClusterCIDRs) == 0 {
 		config.ClusterCIDRs = append(config.ClusterCIDRs, self...)
 	}
-	if err := a.pods.network.SetConfig(config); err != nil {
+	if a.pods.own == nil {
+		self, others = nil, nil // addresses and routes are the plugins'
+	} else if err := a.pods.own.SetConfig(config); err != nil {
 		a.log.Error("cannot configure the pod network", "err", err)
 	}
 	a.pods.routes.SetSelf(self)

@@ -105,6 +105,11 @@ type HostRoot struct{ Name, Path, Verity string }
 
 // Network is the pod network's host side.
 type Network struct {
+	// Plugin is who gives pods their network: vk-metal, or cni for the plugins that the
+	// lists in CNIConfDir name, programs in CNIBinDirs. All the rest is then theirs.
+	Plugin     string
+	CNIConfDir string
+	CNIBinDirs []string
 	// MTU of pod interfaces in bytes; 0 takes the uplink's.
 	MTU int
 	// Masquerade pods' traffic to the world behind the node's address.
@@ -216,7 +221,7 @@ func Default() Config {
 		PodPidsLimit:        -1,
 		ResolvConf:          "",
 		Registries:          Registries{ConfigPath: "/etc/vk-metal/certs.d"},
-		Network:             Network{Masquerade: true, Encapsulation: "Never", VXLANPort: 4789, Routing: "HostGW"},
+		Network:             Network{Plugin: "vk-metal", CNIConfDir: "/etc/cni/net.d", Masquerade: true, Encapsulation: "Never", VXLANPort: 4789, Routing: "HostGW"},
 		ServiceProxy:        "vk-metal",
 		NetworkPolicy:       "external",
 		Logs:                Logs{MaxSize: 32 << 20, MaxFiles: 5},

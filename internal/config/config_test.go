@@ -114,6 +114,16 @@ func TestParseDefaults(t *testing.T) {
 	}
 }
 
+func TestParsePlugins(t *testing.T) {
+	c, err := Parse("config.yaml", []byte(head+"network: {plugin: cni, cniBinDirs: [/srv/cni]}\nserviceProxy: external\n"))
+	if err != nil {
+		t.Fatalf("Parse: %v", err)
+	}
+	if n := c.Network; n.Plugin != "cni" || n.CNIConfDir != "/etc/cni/net.d" || !slices.Equal(n.CNIBinDirs, []string{"/srv/cni"}) {
+		t.Errorf("network: %+v", n)
+	}
+}
+
 func TestParseMistakes(t *testing.T) {
 	cases := map[string]struct{ text, want string }{
 		"empty file":          {"", "f.yaml: the file is empty: start it with apiVersion"},
@@ -161,6 +171,8 @@ func TestParseMistakes(t *testing.T) {
 		"critical pods":       {head + "shutdownGracePeriod: 5s\nshutdownGracePeriodCriticalPods: 10s\n", "f.yaml:5: shutdownGracePeriodCriticalPods: must not be more than shutdownGracePeriod, which is 5s"},
 		"length of time":      {head + "imageMinimumGCAge: 2 days\n", "is not a length of time"},
 		"log size":            {head + "logs: {maxSize: 1}\n", "from 64Ki to 16Gi"},
+		"plugins and proxy":   {head + "network: {plugin: cni}\n", "f.yaml:4: serviceProxy: does not work with network.plugin: cni"},
+		"plugins and BGP":     {head + "network: {plugin: cni, bgpConfig: /x}\nserviceProxy: external\n", "f.yaml:4: network.routing: does not work with network.plugin: cni"},
 		"BGP without config":  {head + "network: {routing: BGP}\n", "f.yaml:4: network.routing: BGP needs a BGP configuration"},
 		"cache of nothing":    {head + "dnsCache: true\n", "set clusterDNS"},
 		"bad interface":       {head + "network: {lanInterfaces: [a/b]}\n", "cannot be the name of a network interface"},

@@ -127,6 +127,10 @@ func (d *decoder) crossCheck(c *Config, root *yaml.Node) {
 	if network := lookup(root, "network"); c.Network.Routing != "HostGW" && !c.Network.BGPEnabled() {
 		d.fail(network.Line, "network.routing", "%s needs a BGP configuration: set network.bgpConfig or network.bgpConfigMap", c.Network.Routing)
 	}
+	if len(c.Network.CNIBinDirs) == 0 {
+		c.Network.CNIBinDirs = []string{"/opt/cni/bin", "/usr/lib/cni"}
+	}
+	d.checkPlugin(c, root)
 	if critical := lookup(root, "shutdownGracePeriodCriticalPods"); critical != nil && c.Shutdown.CriticalPods > c.Shutdown.GracePeriod {
 		d.fail(critical.Line, "shutdownGracePeriodCriticalPods", "must not be more than shutdownGracePeriod, which is %s", c.Shutdown.GracePeriod)
 	}
@@ -135,6 +139,29 @@ func (d *decoder) crossCheck(c *Config, root *yaml.Node) {
 	}
 	if len(c.ClusterDNS) > 3 {
 		d.fail(lookup(root, "clusterDNS").Line, "clusterDNS", "resolvers use three servers at most")
+	}
+}
+
+// checkPlugin refuses what goes by vk-metal's own links and routes where pods have others.
+func (d *decoder) checkPlugin(c *Config, root *yaml.Node) {
+	if c.Network.Plugin != "cni" {
+		return
+	}
+	line := lookup(root, "network").Line
+	for _, part := range []struct {
+		on        bool
+		key, want string
+	}{
+		{c.ServiceProxy != "external", "serviceProxy", "external, and run the plugin's or a kube-proxy"},
+		{c.NetworkPolicy != "external", "networkPolicy", "external"},
+		{c.DNSCache, "dnsCache", "false"},
+		{c.Network.Routing != "HostGW" || c.Network.BGPEnabled(), "network.routing", "HostGW (which makes no routes then) without BGP"},
+		{c.Network.AnnounceLAN, "network.announceLAN", "false"},
+		{c.Network.Encapsulation != "Never", "network.encapsulation", "Never"},
+	} {
+		if part.on {
+			d.fail(line, part.key, "does not work with network.plugin: cni, whose pods have other links: set it to %s", part.want)
+		}
 	}
 }
 
