@@ -15,6 +15,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -244,11 +245,21 @@ func (c *Cluster) allowJoin() {
 	}
 }
 
+// portsAsked counts the ports that were given.
+var portsAsked atomic.Int64
+
+// freePort is one that stays free until its server starts: it is below those that the kernel
+// gives to whoever asks for any, and other processes of tests begin elsewhere.
 func freePort(t testing.TB) int {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	const first, count = 10000, 20000
+	for range count {
+		port := first + (64*os.Getpid()+int(portsAsked.Add(1)))%count
+		l, err := net.Listen("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+		if err == nil {
+			_ = l.Close()
+			return port
+		}
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
+	t.Fatalf("no port from %d to %d is free", first, first+count)
+	return 0
 }
