@@ -75,7 +75,7 @@ func runSystemdTests(t *testing.T, m *rig.Machine, slowness int) {
 
 func run(t *testing.T, m *rig.Machine, argv ...string) {
 	t.Helper()
-	if err := m.Exec(rigtest.Timed(t, time.Minute), rig.Command{Argv: argv}); err != nil {
+	if err := m.Exec(rigtest.Timed(t, 3*time.Minute), rig.Command{Argv: argv}); err != nil {
 		t.Fatal(err)
 	}
 }

@@ -182,7 +182,7 @@ func testRemove(t *testing.T, m *rig.Machine, deb string) {
 // testPurge: pods end, and nothing of ours stays.
 func testPurge(t *testing.T, m *rig.Machine) {
 	run(t, m, "mkdir -p /run/vk-metal/pods/u/ns; touch /run/vk-metal/pods/u/ns/net; mount --bind /proc/1/ns/net /run/vk-metal/pods/u/ns/net")
-	if out, err := m.Run(rigtest.Timed(t, time.Minute), "vk-metal", "clean-network"); err == nil || !strings.Contains(err.Error(), "the agent runs") {
+	if out, err := m.Run(rigtest.Timed(t, 3*time.Minute), "vk-metal", "clean-network"); err == nil || !strings.Contains(err.Error(), "the agent runs") {
 		t.Errorf("clean-network beside a running agent: %q, %v", out, err)
 	}
 	network := "ip -o link | wc -l; ip route; ip -6 route; nft list ruleset"
@@ -205,11 +205,11 @@ func testPurge(t *testing.T, m *rig.Machine) {
 // Debian's base.
 func inNetwork(t *testing.T, m *rig.Machine, script string) string {
 	t.Helper()
-	leader, err := m.Leader(rigtest.Timed(t, time.Minute))
+	leader, err := m.Leader(rigtest.Timed(t, 3*time.Minute))
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.CommandContext(rigtest.Timed(t, time.Minute), "nsenter", "-t", strconv.Itoa(leader), "-n", "sh", "-ec", script)
+	cmd := exec.CommandContext(rigtest.Timed(t, 3*time.Minute), "nsenter", "-t", strconv.Itoa(leader), "-n", "sh", "-ec", script)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s: %v\n%s", script, err, out)

@@ -20,7 +20,7 @@ func TestRPM(t *testing.T) {
 	root := rpmRoot(t)
 	rpm := func(args ...string) string {
 		t.Helper()
-		cmd := exec.CommandContext(rigtest.Timed(t, time.Minute), "rpm", append([]string{"--root", root, "--dbpath", "/var/lib/rpm"}, args...)...)
+		cmd := exec.CommandContext(rigtest.Timed(t, 3*time.Minute), "rpm", append([]string{"--root", root, "--dbpath", "/var/lib/rpm"}, args...)...)
 		out, err := cmd.CombinedOutput()
 		if err != nil {
 			t.Fatalf("rpm %v: %v\n%s", args, err, out)

@@ -50,7 +50,7 @@ func bootMachine(t *testing.T) *rig.Machine {
 // run runs a script in the machine and returns its output without the last newline.
 func run(t *testing.T, m *rig.Machine, script string) string {
 	t.Helper()
-	out, err := m.Run(rigtest.Timed(t, time.Minute), "/bin/sh", "-ec", script)
+	out, err := m.Run(rigtest.Timed(t, 3*time.Minute), "/bin/sh", "-ec", script)
 	if err != nil {
 		t.Fatalf("%s\n%v", script, err)
 	}
@@ -70,7 +70,7 @@ func eventually(t *testing.T, m *rig.Machine, script string) {
 	t.Helper()
 	var last error
 	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		if _, last = m.Run(rigtest.Timed(t, time.Minute), "/bin/sh", "-ec", script); last == nil {
+		if _, last = m.Run(rigtest.Timed(t, 3*time.Minute), "/bin/sh", "-ec", script); last == nil {
 			return
 		}
 	}

@@ -79,7 +79,7 @@ func testDown(t *testing.T, dir string, build func(dir string)) {
 		t.Fatal(err)
 	}
 	for range 2 {
-		if err := Down(testContext(t, time.Minute), dir); err != nil {
+		if err := Down(testContext(t, 3*time.Minute), dir); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -115,7 +115,7 @@ func otherRigs() bool {
 // buildAll makes a rig with two racks, two machines and a process.
 func buildAll(t *testing.T, dir string) *Rig {
 	t.Helper()
-	r, err := Up(testContext(t, time.Minute), Config{Dir: dir, Racks: []RackConfig{{}, {}}})
+	r, err := Up(testContext(t, 3*time.Minute), Config{Dir: dir, Racks: []RackConfig{{}, {}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -193,7 +193,7 @@ func buildAndDie(t *testing.T, dir string, delay time.Duration) {
 // runInOwnWorld runs this test in new namespaces under a shell that reaps orphans.
 func runInOwnWorld(t *testing.T) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Minute)
 	defer cancel()
 	exe, err := os.Executable()
 	if err != nil {

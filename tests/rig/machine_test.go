@@ -65,7 +65,7 @@ func testLimits(t *testing.T, m *Machine) {
 	unit := []string{"systemd-run", "--wait", "--collect"}
 	mem := append(append([]string{}, unit...), "-p", "MemoryMax=32M", "-p", "MemorySwapMax=0", "tail", "/dev/zero")
 	start := time.Now()
-	_, err := m.Run(testContext(t, time.Minute), mem...)
+	_, err := m.Run(testContext(t, 3*time.Minute), mem...)
 	var exit *ExitError
 	// Only with cgroup v2 does systemd know that it was the memory.
 	if !errors.As(err, &exit) || !strings.Contains(exit.Stderr, "oom-kill") && !strings.Contains(exit.Stderr, "result: signal") {
@@ -74,7 +74,7 @@ func testLimits(t *testing.T, m *Machine) {
 	t.Logf("killed after %s: %v", time.Since(start), err)
 	script := `n=0; for i in 1 2 3 4 5 6 7 8; do sleep 100 & done 2>/dev/null; wait`
 	pids := append(append([]string{}, unit...), "-p", "TasksMax=4", "/bin/sh", "-c", script)
-	if _, err := m.Run(testContext(t, time.Minute), pids...); !errors.As(err, &exit) {
+	if _, err := m.Run(testContext(t, 3*time.Minute), pids...); !errors.As(err, &exit) {
 		t.Errorf("a unit of 8 processes with TasksMax=4: %v, want a failure", err)
 	}
 	out := run(t, m, "systemd-run --wait --quiet --pipe -p CPUQuota=20% -p MemoryMax=64M cat /proc/self/cgroup")
@@ -110,7 +110,7 @@ func testCommands(t *testing.T, m *Machine) {
 		{[]string{"sh", "-c", "kill -9 $$"}, 137},
 		{[]string{"/no/such/program"}, 127},
 	} {
-		_, err := m.Run(testContext(t, time.Minute), tt.argv...)
+		_, err := m.Run(testContext(t, 3*time.Minute), tt.argv...)
 		var exit *ExitError
 		if errors.As(err, &exit) {
 			if exit.Code != tt.code {
@@ -121,7 +121,7 @@ func testCommands(t *testing.T, m *Machine) {
 		}
 	}
 	var out, errs bytes.Buffer
-	err := m.Exec(testContext(t, time.Minute), Command{
+	err := m.Exec(testContext(t, 3*time.Minute), Command{
 		Argv: []string{"sh", "-c", "cat; pwd; echo $X $PATH >&2"}, Env: []string{"X=a b"}, Dir: "/usr/lib",
 		Stdin: strings.NewReader("in\n"), Stdout: &out, Stderr: &errs,
 	})
@@ -134,14 +134,14 @@ func testCommands(t *testing.T, m *Machine) {
 		t.Errorf("Run() over its deadline: %v", err)
 	}
 	waitUntil(t, "the command to be gone", func() bool {
-		_, err := m.Run(testContext(t, time.Minute), "sh", "-c", "! cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -q 'slee[p] 4242'")
+		_, err := m.Run(testContext(t, 3*time.Minute), "sh", "-c", "! cat /proc/[0-9]*/cmdline | tr '\\0' ' ' | grep -q 'slee[p] 4242'")
 		return err == nil
 	})
 }
 
 // testFiles: copies keep content and mode both ways.
 func testFiles(t *testing.T, m *Machine) {
-	ctx := testContext(t, time.Minute)
+	ctx := testContext(t, 3*time.Minute)
 	dir := t.TempDir()
 	data := bytes.Repeat([]byte{0, 1, '\n', 0xff}, 300_000)
 	if err := os.WriteFile(filepath.Join(dir, "a b"), data, 0o750); err != nil {
@@ -188,7 +188,7 @@ func testJournal(t *testing.T, m *Machine) {
 	if err := <-done; err != nil || lines.Err() != nil {
 		t.Errorf("FollowJournal() = %v, %v", err, lines.Err())
 	}
-	got, err := m.Journal(testContext(t, time.Minute), "speaker")
+	got, err := m.Journal(testContext(t, 3*time.Minute), "speaker")
 	if err != nil || !strings.Contains(got, "from a unit") || strings.Contains(got, "spoken") {
 		t.Errorf("Journal() = %q, %v", got, err)
 	}
@@ -227,7 +227,7 @@ func buildDeb(t *testing.T, name, depends string) string {
 
 // testNetwork: everything reaches everything, over both families.
 func testNetwork(t *testing.T, r *Rig, ms []*Machine) {
-	client, err := r.AddEndpoint(testContext(t, time.Minute), "client", "rack-1")
+	client, err := r.AddEndpoint(testContext(t, 3*time.Minute), "client", "rack-1")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -280,7 +280,7 @@ func dial(from, to Endpoint, addr netip.Addr, timeout time.Duration) error {
 
 // testPartition: a partition is silent and heals; a pulled cable is seen.
 func testPartition(t *testing.T, r *Rig, a, b *Machine) {
-	ctx := testContext(t, time.Minute)
+	ctx := testContext(t, 3*time.Minute)
 	reach := func() error { return dial(b.endpoint(), a.endpoint(), a.V4, time.Second) }
 	reached := func() bool { return reach() == nil }
 	if err := a.Partition(ctx); err != nil {
@@ -408,7 +408,7 @@ func testStop(t *testing.T, m *Machine) {
 // testLogs: one machine is on, one is off; both leave a journal.
 func testLogs(t *testing.T, r *Rig) {
 	dir := t.TempDir()
-	if err := r.CollectLogs(testContext(t, time.Minute), dir); err != nil {
+	if err := r.CollectLogs(testContext(t, 3*time.Minute), dir); err != nil {
 		t.Error(err)
 	}
 	for _, name := range []string{"metal-0/journal.log", "metal-0/units.txt", "metal-0/console.log", "metal-1/journal.log", "machine-metal-0.log"} {

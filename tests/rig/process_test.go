@@ -10,7 +10,7 @@ import (
 
 func TestProcesses(t *testing.T) {
 	r := newRig(t, Config{})
-	ctx := testContext(t, time.Minute)
+	ctx := testContext(t, 3*time.Minute)
 	e, err := r.AddEndpoint(ctx, "service", "")
 	if err != nil {
 		t.Fatal(err)
@@ -79,7 +79,7 @@ func TestProcesses(t *testing.T) {
 // stop stops a process and checks that it has gone.
 func stop(t *testing.T, p *Process) {
 	t.Helper()
-	if err := p.Stop(testContext(t, time.Minute), 10*time.Second); err != nil {
+	if err := p.Stop(testContext(t, 3*time.Minute), 10*time.Second); err != nil {
 		t.Fatal(err)
 	}
 	if p.Running() {

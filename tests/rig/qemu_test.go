@@ -24,7 +24,7 @@ func TestVirtualMachine(t *testing.T) {
 	start := func() {
 		t.Helper()
 		began := time.Now()
-		if err := errors.Join(m.Start(testContext(t, time.Minute)), m.WaitBooted(testContext(t, 5*time.Minute))); err != nil {
+		if err := errors.Join(m.Start(testContext(t, 3*time.Minute)), m.WaitBooted(testContext(t, 5*time.Minute))); err != nil {
 			t.Fatal(err)
 		}
 		t.Logf("booted in %s", time.Since(began))
@@ -44,7 +44,7 @@ func TestVirtualMachine(t *testing.T) {
 		}
 	})
 	t.Run("limits", func(t *testing.T) {
-		_, err := m.Run(testContext(t, time.Minute), "systemd-run", "--wait", "-p", "MemoryMax=32M", "-p", "MemorySwapMax=0", "tail", "/dev/zero")
+		_, err := m.Run(testContext(t, 3*time.Minute), "systemd-run", "--wait", "-p", "MemoryMax=32M", "-p", "MemorySwapMax=0", "tail", "/dev/zero")
 		if err == nil || !strings.Contains(err.Error(), "oom-kill") {
 			t.Errorf("a unit that eats memory: %v, want oom-kill", err)
 		}
@@ -60,7 +60,7 @@ func TestVirtualMachine(t *testing.T) {
 		}
 	})
 	reach := func() error {
-		_, err := m.Run(testContext(t, time.Minute), "bash", "-c", "timeout 5 bash -c '</dev/tcp/"+peer.V4.String()+"/9999'")
+		_, err := m.Run(testContext(t, 3*time.Minute), "bash", "-c", "timeout 5 bash -c '</dev/tcp/"+peer.V4.String()+"/9999'")
 		return err
 	}
 	t.Run("network", func(t *testing.T) {
@@ -68,13 +68,13 @@ func TestVirtualMachine(t *testing.T) {
 		if err := reach(); err != nil {
 			t.Error(err)
 		}
-		if err := m.Partition(testContext(t, time.Minute)); err != nil {
+		if err := m.Partition(testContext(t, 3*time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 		if err := reach(); err == nil {
 			t.Error("a partitioned machine reaches another")
 		}
-		if err := m.Heal(testContext(t, time.Minute)); err != nil {
+		if err := m.Heal(testContext(t, 3*time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 		waitUntil(t, "the partition to heal", func() bool { return reach() == nil })
@@ -93,7 +93,7 @@ func TestVirtualMachine(t *testing.T) {
 	t.Run("power cut", func(t *testing.T) {
 		run(t, m, "touch /var/kept /run/lost; sync")
 		before := run(t, m, "cat /proc/sys/kernel/random/boot_id")
-		if err := m.PowerCut(testContext(t, time.Minute)); err != nil {
+		if err := m.PowerCut(testContext(t, 3*time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 		start()
@@ -103,7 +103,7 @@ func TestVirtualMachine(t *testing.T) {
 		if err := m.Stop(testContext(t, 3*time.Minute)); err != nil {
 			t.Fatal(err)
 		}
-		if st, n, err := m.State(testContext(t, time.Minute)); st != MachineOff || n != 3 || err != nil {
+		if st, n, err := m.State(testContext(t, 3*time.Minute)); st != MachineOff || n != 3 || err != nil {
 			t.Errorf("State() = %s, %d, %v", st, n, err)
 		}
 	})

@@ -57,7 +57,7 @@ func newRig(t *testing.T, cfg Config) *Rig {
 	require(t)
 	cfg.Dir = filepath.Join(t.TempDir(), "rig")
 	cfg.Progress = testWriter{t}
-	r, err := Up(testContext(t, time.Minute), cfg)
+	r, err := Up(testContext(t, 3*time.Minute), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -65,7 +65,7 @@ func newRig(t *testing.T, cfg Config) *Rig {
 		if t.Failed() {
 			saveLogs(t, r)
 		}
-		if err := r.Down(testContext(t, 2*time.Minute)); err != nil {
+		if err := r.Down(testContext(t, 5*time.Minute)); err != nil {
 			t.Error(err)
 		}
 	})
@@ -80,7 +80,7 @@ func saveLogs(t *testing.T, r *Rig) {
 		t.Log(err)
 		return
 	}
-	if err := r.CollectLogs(testContext(t, time.Minute), dir); err != nil {
+	if err := r.CollectLogs(testContext(t, 3*time.Minute), dir); err != nil {
 		t.Log(err)
 	}
 	t.Logf("logs are in %s", dir)
@@ -103,13 +103,13 @@ func boot(t *testing.T, r *Rig, cfgs ...MachineConfig) []*Machine {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := m.Start(testContext(t, time.Minute)); err != nil {
+		if err := m.Start(testContext(t, 3*time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 		ms = append(ms, m)
 	}
 	for _, m := range ms {
-		if err := m.WaitBooted(testContext(t, 2*time.Minute)); err != nil {
+		if err := m.WaitBooted(testContext(t, 5*time.Minute)); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -119,7 +119,7 @@ func boot(t *testing.T, r *Rig, cfgs ...MachineConfig) []*Machine {
 // run runs a shell script in a machine and returns its output.
 func run(t *testing.T, m *Machine, script string) string {
 	t.Helper()
-	out, err := m.Run(testContext(t, time.Minute), "/bin/sh", "-ec", script)
+	out, err := m.Run(testContext(t, 3*time.Minute), "/bin/sh", "-ec", script)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -51,7 +51,7 @@ func Timed(t *testing.T, d time.Duration) context.Context {
 func Boot(t *testing.T, config rig.MachineConfig) *rig.Machine {
 	t.Helper()
 	Require(t, "systemd-nspawn", "debootstrap")
-	r, err := rig.Up(Timed(t, time.Minute), rig.Config{Dir: filepath.Join(t.TempDir(), "rig"), Progress: t.Output()})
+	r, err := rig.Up(Timed(t, 3*time.Minute), rig.Config{Dir: filepath.Join(t.TempDir(), "rig"), Progress: t.Output()})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -59,13 +59,13 @@ func Boot(t *testing.T, config rig.MachineConfig) *rig.Machine {
 		if t.Failed() {
 			saveLogs(t, r)
 		}
-		if err := r.Down(Timed(t, 2*time.Minute)); err != nil {
+		if err := r.Down(Timed(t, 5*time.Minute)); err != nil {
 			t.Error(err)
 		}
 	})
 	m, err := r.AddMachine(Timed(t, 15*time.Minute), config)
 	if err == nil {
-		err = m.Start(Timed(t, time.Minute))
+		err = m.Start(Timed(t, 3*time.Minute))
 	}
 	if err == nil {
 		err = m.WaitBooted(Timed(t, 5*time.Minute))
@@ -80,7 +80,7 @@ func saveLogs(t *testing.T, r *rig.Rig) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "machine-"+strings.ReplaceAll(t.Name(), "/", "-")+"-")
 	if err == nil {
-		err = r.CollectLogs(Timed(t, time.Minute), dir)
+		err = r.CollectLogs(Timed(t, 3*time.Minute), dir)
 	}
 	t.Logf("logs are in %s (%v)", dir, err)
 }
