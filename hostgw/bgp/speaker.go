@@ -301,8 +301,11 @@ func (s *Speaker) sync(ctx context.Context) error {
 		errs = append(errs, s.applyPlan(ctx, now))
 	}
 	if s.server != nil {
-		errs = append(errs, s.readRIB(e.rib, dirty))
-		e.kernel = s.settle() || e.kernel
+		// Before the table is read, and then all of it: what the peers told before their last
+		// word may have come after dirty was taken, and its routes would go for a moment.
+		settled := s.settle()
+		errs = append(errs, s.readRIB(e.rib || settled, dirty))
+		e.kernel = e.kernel || settled
 	}
 	if s.o.Install {
 		errs = append(errs, s.applyFIB(e, dirty))
