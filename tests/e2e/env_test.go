@@ -80,7 +80,7 @@ func (e *env) in(t *testing.T) *env { return &env{T: t, c: e.c, ns: e.ns, ctx: e
 // end leaves logs and takes the namespace away, which must work: it takes every pod
 // with it.
 func (e *env) end() {
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), endTime/2)
 	defer cancel()
 	if e.Failed() {
 		dir := folder(e.Name())

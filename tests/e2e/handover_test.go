@@ -282,7 +282,7 @@ func (e *env) configure(node, lines string) {
 	machine := e.machine(node)
 	e.Cleanup(func() {
 		script := "if [ -e " + kept + " ]; then mv " + kept + " " + file + " && systemctl restart vk-metal.service; fi"
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		ctx, cancel := context.WithTimeout(context.Background(), endTime/2)
 		defer cancel()
 		if _, err := machine.Run(ctx, "sh", "-c", script); err != nil {
 			e.Errorf("put the configuration back: %v", err)

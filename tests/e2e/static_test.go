@@ -138,10 +138,15 @@ func (e *env) staticUnits(mirror *corev1.Pod) map[string]string {
 // TestShutdownRunsPreStop reboots a machine by systemctl: the pod's preStop hook runs before
 // the network goes, and the API is told why the pod ended.
 func TestShutdownRunsPreStop(t *testing.T) {
-	e := setup(t)
-	node := cluster.NodeName(1)
-	e.configure(node, "shutdownGracePeriod: 20s")
-	e.eventually(time.Minute, func() string {
+	setup(t).checkShutdown(cluster.NodeName(1), "20s", 3*time.Minute)
+}
+
+// checkShutdown reboots the node, which gives its pods the grace period; a step may take the
+// timeout.
+func (e *env) checkShutdown(node, grace string, timeout time.Duration) {
+	e.Helper()
+	e.configure(node, "shutdownGracePeriod: "+grace)
+	e.eventually(timeout, func() string {
 		if !strings.Contains(e.on(node, "busctl", "call", "org.freedesktop.login1", "/org/freedesktop/login1",
 			"org.freedesktop.login1.Manager", "ListInhibitors"), "vk-metal") {
 			return "no delay lock"
@@ -150,7 +155,7 @@ func TestShutdownRunsPreStop(t *testing.T) {
 	})
 	dir := "/var/lib/e2e-" + e.ns
 	pod := e.busybox("hooked", "trap 'echo term >>/out/log; exit 0' TERM; while :; do sleep 0.1; done")
-	pod.Spec.NodeName, pod.Spec.TerminationGracePeriodSeconds = node, ptr.To(int64(15))
+	pod.Spec.NodeName, pod.Spec.TerminationGracePeriodSeconds = node, ptr.To(int64(60))
 	pod.Spec.Volumes = []corev1.Volume{{Name: "out", VolumeSource: corev1.VolumeSource{
 		HostPath: &corev1.HostPathVolumeSource{Path: dir, Type: ptr.To(corev1.HostPathDirectoryOrCreate)},
 	}}}
@@ -159,28 +164,28 @@ func TestShutdownRunsPreStop(t *testing.T) {
 		Exec: &corev1.ExecAction{Command: []string{"sh", "-c", "echo hook >>/out/log; sleep 1; echo over >>/out/log"}},
 	}}
 	e.create(pod)
-	e.waitPod("hooked", podTimeout, running)
+	e.waitPod("hooked", timeout, running)
 	machine := e.machine(node)
-	_, boot, err := machine.State(t.Context())
+	_, boot, err := machine.State(e.Context())
 	if err != nil {
-		t.Fatal(err)
+		e.Fatal(err)
 	}
 	e.on(node, "systemctl", "reboot")
-	ended := e.waitPod("hooked", 2*time.Minute, phase(corev1.PodFailed))
+	ended := e.waitPod("hooked", timeout, phase(corev1.PodFailed))
 	if ended.Status.Reason != "Terminated" || ended.Status.Message != "Pod was terminated in response to imminent node shutdown." {
-		t.Errorf("reason %q, message %q", ended.Status.Reason, ended.Status.Message)
+		e.Errorf("reason %q, message %q", ended.Status.Reason, ended.Status.Message)
 	}
-	e.eventually(3*time.Minute, func() string {
-		if _, now, err := machine.State(t.Context()); err != nil || now == boot {
+	e.eventually(timeout, func() string {
+		if _, now, err := machine.State(e.Context()); err != nil || now == boot {
 			return fmt.Sprintf("no reboot (%v)", err)
 		}
 		return ""
 	})
-	if err := machine.WaitBooted(t.Context()); err != nil {
-		t.Fatal(err)
+	if err := machine.WaitBooted(e.Context()); err != nil {
+		e.Fatal(err)
 	}
 	if log := e.on(node, "cat", dir+"/log"); log != "hook\nover\nterm\n" {
-		t.Errorf("the container saw %q", log)
+		e.Errorf("the container saw %q", log)
 	}
 	e.on(node, "rm", "-r", dir)
 	e.nodeReady(node)
@@ -189,7 +194,7 @@ func TestShutdownRunsPreStop(t *testing.T) {
 // nodeReady waits until the node is Ready.
 func (e *env) nodeReady(node string) {
 	e.Helper()
-	e.eventually(time.Minute, func() string {
+	e.eventually(3*time.Minute, func() string {
 		n, err := e.c.Client.CoreV1().Nodes().Get(e.Context(), node, metav1.GetOptions{})
 		if err != nil {
 			return err.Error()

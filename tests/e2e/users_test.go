@@ -17,8 +17,12 @@ import (
 // TestUserNamespace: a pod with users of its own, its probe and what kubectl runs in it are in
 // one user namespace, which outlives the agent and goes with the pod.
 func TestUserNamespace(t *testing.T) {
-	e := setupMore(t)
-	node := cluster.NodeName(0)
+	setupMore(t).checkUsers(cluster.NodeName(0), podTimeout)
+}
+
+// checkUsers runs such a pod on the node; a step may take the timeout.
+func (e *env) checkUsers(node string, timeout time.Duration) {
+	e.Helper()
 	pod := e.busybox("mapped", "exec sleep 3600")
 	pod.Spec.NodeName, pod.Spec.HostUsers = node, ptr.To(false)
 	pod.Spec.SecurityContext = &corev1.PodSecurityContext{FSGroup: ptr.To(int64(300))}
@@ -27,10 +31,10 @@ func TestUserNamespace(t *testing.T) {
 	main.VolumeMounts = []corev1.VolumeMount{{Name: "data", MountPath: "/data"}}
 	main.ReadinessProbe = &corev1.Probe{
 		ProbeHandler:  corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"sh", "-c", "cp /proc/self/uid_map /data/probe"}}},
-		PeriodSeconds: 1,
+		PeriodSeconds: 1, TimeoutSeconds: 60,
 	}
 	e.create(pod)
-	pod = e.waitPod("mapped", podTimeout, allReady)
+	pod = e.waitPod("mapped", timeout, allReady)
 	units := e.podUnits(pod)
 
 	const script = "cat /proc/self/uid_map /data/probe; touch /data/x; stat -c %u:%g / /data/x /etc/hosts /dev/termination-log"
@@ -40,15 +44,19 @@ func TestUserNamespace(t *testing.T) {
 		lines[i] = strings.TrimSpace(lines[i])
 	}
 	if len(lines) != 6 || lines[0] != lines[1] || !strings.HasSuffix(lines[0], " 65536") || strings.Join(lines[2:], " ") != "0:0 0:300 0:0 0:0" {
-		t.Errorf("inside: %q", lines)
+		e.Errorf("inside: %q", lines)
 	}
 	for _, pid := range units {
 		if owner := strings.Fields(lines[0])[1]; strings.TrimSpace(e.on(node, "stat", "-c", "%u", "/proc/"+pid)) != owner {
-			t.Errorf("process %s is not user %s of the host", pid, owner)
+			e.Errorf("process %s is not user %s of the host", pid, owner)
 		}
 	}
+	_, stderr, err := workload.Exec(e.Context(), e.c.Config, pod, "", nil, "mkdir", "/sys/fs/cgroup/x")
+	if err == nil || !strings.Contains(stderr, "Read-only file system") {
+		e.Errorf("make a cgroup: %v: %q", err, stderr)
+	}
 	e.on(node, "systemctl", "restart", "vk-metal.service")
-	e.eventually(time.Minute, func() string {
+	e.eventually(timeout, func() string {
 		again, _, err := workload.Exec(e.Context(), e.c.Config, pod, "", nil, "sh", "-c", script)
 		if err != nil || again != seen {
 			return fmt.Sprintf("after a restart of the agent: %q, %v", again, err)
@@ -56,10 +64,10 @@ func TestUserNamespace(t *testing.T) {
 		return ""
 	})
 	if after := e.podUnits(pod); !maps.Equal(units, after) {
-		t.Errorf("units %v became %v", units, after)
+		e.Errorf("units %v became %v", units, after)
 	}
-	e.remove("mapped", time.Minute)
-	e.eventually(time.Minute, func() string { return e.on(node, "find", "/run/vk-metal/user-ids", "-type", "f") })
+	e.remove("mapped", timeout)
+	e.eventually(timeout, func() string { return e.on(node, "find", "/run/vk-metal/user-ids", "-type", "f") })
 	e.nothingLeft(node)
 }
 

@@ -1,14 +1,7 @@
 package e2e
 
 import (
-	"encoding/json"
-	"errors"
-	"fmt"
-	"maps"
 	"os"
-	"path"
-	"regexp"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -16,12 +9,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	utilexec "k8s.io/client-go/util/exec"
-	statsv1alpha1 "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 	"k8s.io/utils/ptr"
 
 	"github.com/vk-metal/vk-metal/tests/cluster"
-	"github.com/vk-metal/vk-metal/tests/workload"
 )
 
 // v2Timeout is for a step on emulated processors, about 50 times slower than others.
@@ -83,16 +73,28 @@ func TestV2Node(t *testing.T) {
 func TestV2Pod(t *testing.T) {
 	e := setupV2(t)
 	start := time.Now()
-	one := limited(e.onV2("one", `echo out; echo err >&2; trap 'sleep 2; echo bye; exit 0' TERM; sleep 36000 & wait`), "64Mi")
+	one := limited(e.onV2("one", `echo out; echo err >&2; httpd -p 8081 -h /etc; trap 'sleep 2; echo bye; exit 0' TERM; sleep 36000 & wait`), "64Mi")
 	one.Spec.TerminationGracePeriodSeconds = ptr.To(int64(120))
+	probeV2(&one.Spec.Containers[0])
 	e.create(one)
 	pod := e.waitPod("one", v2Timeout, running)
 	t.Logf("runs %s after it was made", time.Since(start).Round(time.Second))
-	for name, check := range map[string]func(*env, *corev1.Pod){
-		"logs": checkV2Logs, "exec": checkV2Exec, "inside": checkV2Inside, "cgroups": checkV2Cgroups,
-		"stats": checkV2Stats, "agent": checkV2Agent,
+	for _, check := range []struct {
+		name string
+		of   func(*env, *corev1.Pod)
+	}{
+		{"logs", checkV2Logs},
+		{"exec", checkV2Exec},
+		{"forward", checkV2Forward},
+		{"inside", checkV2Inside},
+		{"devices", checkV2Devices},
+		{"cgroups", checkV2Cgroups},
+		{"stats", checkV2Stats},
+		{"resize", checkV2Resize},
+		{"agent", checkV2Agent},
+		{"devices again", checkV2Devices},
 	} {
-		t.Run(name, func(t *testing.T) { check(e.in(t), pod) })
+		t.Run(check.name, func(t *testing.T) { check.of(e.in(t), pod) })
 	}
 	t.Run("grace", func(t *testing.T) {
 		e := e.in(t)
@@ -103,175 +105,6 @@ func TestV2Pod(t *testing.T) {
 			return e.on(v2Node(), "/bin/sh", "-c", "find /sys/fs/cgroup/kubepods.slice -name '*"+strings.ReplaceAll(string(pod.UID), "-", "_")+"*'")
 		})
 	})
-}
-
-func checkV2Logs(e *env, pod *corev1.Pod) {
-	e.eventually(time.Minute, func() string {
-		if got := e.logs(pod.Name, &corev1.PodLogOptions{}); got != "out\nerr\n" && got != "err\nout\n" {
-			return fmt.Sprintf("log is %q", got)
-		}
-		return ""
-	})
-	if got := e.logs(pod.Name, &corev1.PodLogOptions{TailLines: ptr.To(int64(1))}); got != "err\n" && got != "out\n" {
-		e.Errorf("tail is %q", got)
-	}
-}
-
-func checkV2Exec(e *env, pod *corev1.Pod) {
-	stdout, stderr, err := workload.Exec(e.Context(), e.c.Config, pod, "", strings.NewReader("in"), "sh", "-c", "cat; echo err >&2; exit 42")
-	var exit utilexec.ExitError
-	if !errors.As(err, &exit) || exit.ExitStatus() != 42 || stdout != "in" || stderr != "err\n" {
-		e.Errorf("stdout %q, stderr %q, %v; want in, err and exit code 42", stdout, stderr, err)
-	}
-	// The command is in the container's own cgroup, and bound by its limits with it.
-	if got := e.exec(pod, "cat", "/proc/self/cgroup"); got != "0::/\n" {
-		e.Errorf("cgroup of a command is %q", got)
-	}
-}
-
-// checkV2Inside looks at the limits from the container: its own, and not to be changed.
-func checkV2Inside(e *env, pod *corev1.Pod) {
-	for script, want := range map[string]string{
-		"cat /sys/fs/cgroup/memory.max": "67108864\n", "cat /sys/fs/cgroup/memory.swap.max": "0\n",
-		"cat /sys/fs/cgroup/cpu.max":          "150000 100000\n",
-		"cat /sys/fs/cgroup/cpu.weight":       v2Weight256,
-		"cat /sys/fs/cgroup/pids.max":         "max\n",
-		"cat /sys/fs/cgroup/memory.oom.group": "1\n",
-		"cat /proc/1/cgroup":                  "0::/\n",
-		"echo max >/sys/fs/cgroup/memory.max": "",
-		"mkdir /sys/fs/cgroup/x":              "",
-		"grep -c cgroup /proc/mounts":         "1\n",
-	} {
-		stdout, stderr, err := workload.Exec(e.Context(), e.c.Config, pod, "", nil, "sh", "-c", script)
-		if want == "" {
-			if !strings.Contains(stderr, "Read-only file system") {
-				e.Errorf("%s: %q, %v, want it refused", script, stderr, err)
-			}
-		} else if err != nil || stdout != want {
-			e.Errorf("%s: %q, %v %s, want %q", script, stdout, err, stderr, want)
-		}
-	}
-}
-
-// v2Weight256 is what a kubelet makes of 250 thousandths of a processor.
-const v2Weight256 = "35\n"
-
-// podGroup is the pod's cgroup on its node.
-func (e *env) podGroup(pod *corev1.Pod) string {
-	e.Helper()
-	for unit := range e.podUnits(pod) {
-		group := strings.TrimSpace(e.on(pod.Spec.NodeName, "systemctl", "show", "--property=ControlGroup", "--value", unit))
-		return "/sys/fs/cgroup" + path.Dir(group)
-	}
-	e.Fatalf("pod %s has no unit", pod.Name)
-	return ""
-}
-
-// checkV2Cgroups looks at what the host has: slices and their limits as a kubelet has.
-func checkV2Cgroups(e *env, pod *corev1.Pod) {
-	group := e.podGroup(pod)
-	want := "/sys/fs/cgroup/kubepods.slice/kubepods-burstable.slice/kubepods-burstable-pod" + strings.ReplaceAll(string(pod.UID), "-", "_") + ".slice"
-	if group != want {
-		e.Errorf("the pod's group is %s, want %s", group, want)
-	}
-	for file, want := range map[string]string{"memory.max": "67108864\n", "cpu.max": "150000 100000\n", "cpu.weight": v2Weight256, "pids.max": "max\n"} {
-		if got := e.on(pod.Spec.NodeName, "cat", group+"/"+file); got != want {
-			e.Errorf("%s of the pod is %q, want %q", file, got, want)
-		}
-	}
-	// Two processors, against the 100 that every service has.
-	if got := e.on(pod.Spec.NodeName, "cat", "/sys/fs/cgroup/kubepods.slice/cpu.weight"); got != "174\n" {
-		e.Errorf("cpu.weight of all pods is %q, want 174", got)
-	}
-	controllers := e.on(pod.Spec.NodeName, "cat", group+"/cgroup.controllers")
-	for _, name := range []string{"cpu", "memory", "pids"} {
-		if !strings.Contains(controllers, name) {
-			e.Errorf("controllers of the pod are %q, %s is not there", controllers, name)
-		}
-	}
-}
-
-// checkV2Stats compares what the node's API tells with what the kernel does.
-func checkV2Stats(e *env, pod *corev1.Pod) {
-	proxy := func(what string) []byte {
-		data, err := e.c.Client.CoreV1().RESTClient().Get().Resource("nodes").Name(v2Node()).SubResource("proxy").Suffix(what).DoRaw(e.Context())
-		if err != nil {
-			e.Fatalf("%s: %v", what, err)
-		}
-		return data
-	}
-	var summary statsv1alpha1.Summary
-	if err := json.Unmarshal(proxy("stats/summary"), &summary); err != nil {
-		e.Fatal(err)
-	}
-	if cpu, memory := summary.Node.CPU, summary.Node.Memory; cpu == nil || memory == nil || *cpu.UsageCoreNanoSeconds == 0 || *memory.WorkingSetBytes < 32<<20 {
-		e.Errorf("figures of the node: CPU %+v, memory %+v", cpu, memory)
-	}
-	var found bool
-	for _, p := range summary.Pods {
-		if p.PodRef.UID != string(pod.UID) || len(p.Containers) != 1 {
-			continue
-		}
-		found = true
-		c := p.Containers[0]
-		if *c.CPU.UsageCoreNanoSeconds == 0 || *c.Memory.WorkingSetBytes == 0 || *c.Memory.UsageBytes > 64<<20 || c.Memory.AvailableBytes == nil {
-			e.Errorf("figures of the container: CPU %d, memory %+v", *c.CPU.UsageCoreNanoSeconds, c.Memory)
-		}
-		// A container that sleeps may have waited for nothing yet.
-		if c.CPU.PSI == nil || c.Memory.PSI == nil || c.IO == nil {
-			e.Errorf("pressure of the container: CPU %+v, memory %+v, IO %+v", c.CPU.PSI, c.Memory.PSI, c.IO)
-		}
-		current, _ := strconv.ParseUint(strings.TrimSpace(e.on(v2Node(), "cat", e.podGroup(pod)+"/memory.current")), 10, 64)
-		if got := *p.Memory.UsageBytes; got > 2*current+1<<20 || current > 2*got+1<<20 {
-			e.Errorf("the pod uses %d bytes, its group says %d", got, current)
-		}
-	}
-	if !found {
-		e.Errorf("no figures of the pod in %+v", summary.Pods)
-	}
-	metrics := string(proxy("metrics/resource"))
-	labels := fmt.Sprintf(`{container="main",namespace="%s",pod="one"}`, e.ns)
-	for _, name := range []string{"container_cpu_usage_seconds_total", "container_memory_working_set_bytes"} {
-		if !regexp.MustCompile(regexp.QuoteMeta(name+labels) + ` [0-9.e+]*[1-9]`).MatchString(metrics) {
-			e.Errorf("/metrics/resource has no %s%s:\n%s", name, labels, metrics)
-		}
-	}
-}
-
-// checkV2Agent: neither the agent's end nor systemd's own rebirth is felt by a process.
-func checkV2Agent(e *env, pod *corev1.Pod) {
-	before := e.units(v2Node())
-	for _, script := range []string{
-		"systemctl kill --signal=KILL --kill-whom=main vk-metal.service", "systemctl restart vk-metal.service",
-		"systemctl kill --signal=KILL --kill-whom=main vk-metal-log.service", "systemctl daemon-reload", "systemctl daemon-reexec",
-	} {
-		e.on(v2Node(), "/bin/sh", "-c", script)
-		e.eventually(v2Timeout, func() string {
-			out, err := e.machine(v2Node()).Run(e.Context(), "systemctl", "is-active", "vk-metal.service", "vk-metal-log.service")
-			if err != nil || out != "active\nactive\n" {
-				return fmt.Sprintf("after %s the units are %q", script, out)
-			}
-			return ""
-		})
-		if after := e.units(v2Node()); !maps.Equal(before, after) {
-			e.Errorf("after %s: processes were %v and are %v", script, before, after)
-		}
-	}
-	// The limits are what they were after systemd has read its units anew.
-	if got := e.on(v2Node(), "cat", e.podGroup(pod)+"/memory.max"); got != "67108864\n" {
-		e.Errorf("memory.max is %q", got)
-	}
-	e.eventually(v2Timeout, func() string {
-		stdout, _, err := workload.Exec(e.Context(), e.c.Config, pod, "", nil, "cat", "/sys/fs/cgroup/memory.max")
-		if err != nil || stdout != "67108864\n" {
-			return fmt.Sprintf("exec: %q, %v", stdout, err)
-		}
-		return ""
-	})
-	status := e.pod(pod.Name).Status.ContainerStatuses[0]
-	if status.RestartCount != 0 {
-		e.Errorf("restarted %d times", status.RestartCount)
-	}
 }
 
 // TestV2Ends runs pods that end in every way, together.
@@ -329,6 +162,51 @@ func TestV2Restart(t *testing.T) {
 	}
 }
 
+// TestV2Unhealthy: a container whose probe fails is stopped, by its TERM, and started again.
+func TestV2Unhealthy(t *testing.T) {
+	e := setupV2(t)
+	pod := e.onV2("ill", "trap 'exit 7' TERM; sleep 36000 & wait")
+	pod.Spec.TerminationGracePeriodSeconds = ptr.To(int64(120))
+	pod.Spec.Containers[0].LivenessProbe = &corev1.Probe{
+		ProbeHandler:  corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"sh", "-c", "! test -e /dead"}}},
+		PeriodSeconds: 1, TimeoutSeconds: 60, FailureThreshold: 1,
+	}
+	e.create(pod)
+	e.exec(e.waitPod("ill", v2Timeout, running), "touch", "/dead") // in a layer that goes with the container
+	pod = e.waitPod("ill", v2Timeout, restarted(1))
+	last := pod.Status.ContainerStatuses[0].LastTerminationState.Terminated
+	if last == nil || last.ExitCode != 7 {
+		t.Errorf("it ended as %+v, want 7", last)
+	}
+	e.waitEvent(pod, "Unhealthy")
+	e.waitEvent(pod, "Killing")
+}
+
+// TestV2Nested: a privileged container that divides its own cgroup, as Docker in Docker does, can
+// be probed and entered.
+func TestV2Nested(t *testing.T) {
+	e := setupV2(t)
+	pod := e.onV2("nested", `cd /sys/fs/cgroup && mkdir init && echo 1 >init/cgroup.procs
+until echo "+memory +pids" >cgroup.subtree_control; do sleep 1; done # no probe is there
+sleep 36000 & wait`)
+	pod.Spec.Containers[0].SecurityContext = &corev1.SecurityContext{Privileged: ptr.To(true)}
+	pod.Spec.Containers[0].ReadinessProbe = &corev1.Probe{
+		ProbeHandler:  corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"grep", "-qx", "0::/init", "/proc/self/cgroup"}}},
+		PeriodSeconds: 1, TimeoutSeconds: 60,
+	}
+	e.create(pod)
+	pod = e.waitPod("nested", v2Timeout, running)
+	if got := e.exec(pod, "cat", "/proc/self/cgroup", "/sys/fs/cgroup/cgroup.subtree_control"); got != "0::/init\nmemory pids\n" {
+		t.Errorf("cgroup of a command, and what the container's own gives on: %q", got)
+	}
+	e.remove("nested", v2Timeout)
+}
+
+// TestV2Users: a pod with users of its own on cgroup v2.
+func TestV2Users(t *testing.T) {
+	setupV2(t).checkUsers(v2Node(), v2Timeout)
+}
+
 // TestV2Mesh: pods of the virtual machine and of the container reach one another.
 func TestV2Mesh(t *testing.T) {
 	e := setupV2(t)
@@ -341,38 +219,4 @@ func TestV2Mesh(t *testing.T) {
 		t.Fatalf("pods are on %v", nodes)
 	}
 	e.checkMesh()
-}
-
-// TestV2Quiet: systemd found nothing wrong with our units in all that came before.
-func TestV2Quiet(t *testing.T) {
-	e := setupV2(t)
-	for _, script := range []string{
-		"systemctl list-units --failed --plain --no-legend",
-		"journalctl -b -q _PID=1 -p err | grep -v 'Failed to start vkm-' || true", // a command that is not there
-		// Settings that this version does not know, or no longer.
-		"journalctl -b -q _PID=1 | grep -E 'vk(m|-metal).*(Unknown|deprecated|gnoring|not supported)' || true",
-	} {
-		if got := e.on(v2Node(), "/bin/sh", "-c", script); got != "" {
-			t.Errorf("%s:\n%s", script, got)
-		}
-	}
-}
-
-// TestV2Reboot reboots the virtual machine: its pods come back, the same pods.
-func TestV2Reboot(t *testing.T) {
-	e := setupV2(t)
-	e.create(limited(e.onV2("stays", "sleep 36000"), "64Mi"))
-	before := e.waitPod("stays", v2Timeout, running)
-	machine := e.machine(v2Node())
-	if err := machine.Reboot(e.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if err := machine.WaitBooted(e.Context()); err != nil {
-		t.Fatal(err)
-	}
-	after := e.waitPod("stays", v2Timeout, restarted(1))
-	if after.UID != before.UID {
-		t.Errorf("the pod was %s and is %s", before.UID, after.UID)
-	}
-	checkV2Cgroups(e, after)
 }

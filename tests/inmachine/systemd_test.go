@@ -54,9 +54,9 @@ func runSystemdTests(t *testing.T, m *rig.Machine, slowness int) {
 		"--property=TasksMax=infinity", "--property=WorkingDirectory=/opt", "--property=StateDirectory=vk-metal",
 		"--setenv=VK_METAL_REQUIRE=all", "--setenv=VK_METAL_TEST_BUSYBOX=/opt/busybox",
 		fmt.Sprintf("--setenv=VK_METAL_TEST_SLOWNESS=%d", slowness),
-		"bash", "-c", "/opt/systemd.test -test.v -test.timeout=30m >/opt/output 2>&1; echo $? >/opt/code.new; mv /opt/code.new /opt/code")
+		"bash", "-c", "/opt/systemd.test -test.v -test.timeout=50m >/opt/output 2>&1; echo $? >/opt/code.new; mv /opt/code.new /opt/code")
 	var out bytes.Buffer
-	err = m.Exec(rigtest.Timed(t, 31*time.Minute), rig.Command{
+	err = m.Exec(rigtest.Timed(t, 51*time.Minute), rig.Command{
 		Argv:   []string{"bash", "-c", "until [ -e /opt/code ]; do sleep 0.2; done; cat /opt/output; exit $(cat /opt/code)"},
 		Stdout: &out, Stderr: &out,
 	})
