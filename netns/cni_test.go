@@ -133,6 +133,12 @@ func (w *cniWorld) setUp(c *CNI, uid string, change ...func(*PodNetwork)) PodAdd
 	return a
 }
 
+// answers is for who asks again when there is no answer soon.
+func answers(from *linuxns.NS, ip netip.Addr, port uint16) error {
+	_, err := askFrom(from, "tcp", nil, netip.AddrPortFrom(ip, port), silence)
+	return err
+}
+
 const (
 	podA = "aaaaaaaa-0000-4000-8000-000000000001"
 	podB = "aaaaaaaa-0000-4000-8000-000000000002"
@@ -155,10 +161,10 @@ func TestCNIPod(t *testing.T) {
 	pod := w.pod(a.Path)
 	serve(t, pod, "tcp", ":80")
 	for _, ip := range a.IPs {
-		eventually(t, "the node reaches the pod", func() error { _, err := ask(w.node, "tcp", netip.AddrPortFrom(ip, 80)); return err })
+		eventually(t, "the node reaches the pod", func() error { return answers(w.node, ip, 80) })
 	}
 	eventually(t, "the host port leads to the pod", func() error {
-		client, err := ask(w.out, "tcp", netip.AddrPortFrom(nodeIP4, 8080))
+		client, err := askFrom(w.out, "tcp", nil, netip.AddrPortFrom(nodeIP4, 8080), silence)
 		if err == nil && client != outIP4 {
 			err = fmt.Errorf("the pod sees %s", client)
 		}
@@ -189,7 +195,7 @@ func TestCNIPod(t *testing.T) {
 		must(t, c.Teardown(context.Background(), uid))
 	}
 	w.nothing(c, "lan")
-	if client, err := ask(w.out, "tcp", netip.AddrPortFrom(nodeIP4, 8080)); err == nil {
+	if client, err := askFrom(w.out, "tcp", nil, netip.AddrPortFrom(nodeIP4, 8080), silence); err == nil {
 		t.Errorf("the host port still leads somewhere, as %s", client)
 	}
 }
@@ -231,7 +237,7 @@ func TestCNIKilled(t *testing.T) {
 			c, _ = w.ready()
 			a := w.setUp(c, podA)
 			serve(t, w.pod(a.Path), "tcp", ":80")
-			eventually(t, "the node reaches the pod", func() error { _, err := ask(w.node, "tcp", netip.AddrPortFrom(a.IPs[0], 80)); return err })
+			eventually(t, "the node reaches the pod", func() error { return answers(w.node, a.IPs[0], 80) })
 			if held := w.reserved("lan"); len(held) != len(a.IPs) {
 				t.Errorf("%v are given away, the pod has %v", held, a.IPs)
 			}
