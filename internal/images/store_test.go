@@ -169,8 +169,11 @@ func stopChild(t *testing.T, cmd *exec.Cmd) {
 	if err := cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	var status syscall.WaitStatus
-	if _, err := syscall.Wait4(cmd.Process.Pid, &status, syscall.WUNTRACED, nil); err != nil {
+	err := error(syscall.EINTR)
+	for errors.Is(err, syscall.EINTR) {
+		_, err = syscall.Wait4(cmd.Process.Pid, nil, syscall.WUNTRACED, nil)
+	}
+	if err != nil {
 		t.Fatal(err)
 	}
 }
