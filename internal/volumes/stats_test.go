@@ -27,6 +27,9 @@ func TestUsageOfOwnVolumes(t *testing.T) {
 		t.Fatal(err)
 	}
 	usage := m.Usage(t.Context(), pod)
+	for deadline := time.Now().Add(time.Minute); len(usage) == 0 && time.Now().Before(deadline); { // it waits a little only
+		usage = m.Usage(t.Context(), pod)
+	}
 	var names []string
 	for _, u := range usage {
 		names = append(names, u.Volume)
