@@ -72,7 +72,7 @@ func (w *cniWorld) lists(name, extra string) {
 	must(w.t, os.Rename(temporary, filepath.Join(w.conf, "10-list.conflist")))
 }
 
-// start runs a CNI until the returned function, or the test, ends.
+// cni runs a CNI until the returned function, or the test, ends.
 func (w *cniWorld) cni() (c *CNI, stop func()) {
 	w.t.Helper()
 	c, err := NewCNI(CNIOptions{
@@ -80,23 +80,7 @@ func (w *cniWorld) cni() (c *CNI, stop func()) {
 		Log: slog.New(slog.NewTextHandler(testWriter{w.t}, nil)),
 	})
 	must(w.t, err)
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- c.Run(ctx) }()
-	stopped := false
-	stop = func() {
-		if stopped {
-			return
-		}
-		stopped = true
-		cancel()
-		if err := <-done; err != nil {
-			w.t.Errorf("Run: %v", err)
-		}
-		c.Close()
-	}
-	w.t.Cleanup(stop)
-	return c, stop
+	return c, w.runs(c.Run, c.Close)
 }
 
 func (w *cniWorld) ready() (c *CNI, stop func()) {

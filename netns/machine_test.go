@@ -178,9 +178,16 @@ func (w *world) manager() *Manager {
 func (w *world) start(m *Manager, cfg Config) (stop func()) {
 	w.t.Helper()
 	must(w.t, m.SetConfig(cfg))
+	stop = w.runs(m.Run, m.Close)
+	eventually(w.t, "the manager is ready", func() error { return m.Ready() })
+	return stop
+}
+
+// runs runs something until the returned function, or the test, ends; then it closes it.
+func (w *world) runs(run func(context.Context) error, closeIt func()) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- m.Run(ctx) }()
+	go func() { done <- run(ctx) }()
 	stopped := false
 	stop = func() {
 		if stopped {
@@ -191,10 +198,9 @@ func (w *world) start(m *Manager, cfg Config) (stop func()) {
 		if err := <-done; err != nil {
 			w.t.Errorf("Run: %v", err)
 		}
-		m.Close()
+		closeIt()
 	}
 	w.t.Cleanup(stop)
-	eventually(w.t, "the manager is ready", func() error { return m.Ready() })
 	return stop
 }
 
