@@ -88,13 +88,16 @@ func (w *worker) giveBackDevices() {
 
 // planLent looks at what the host has at the places that the plugin names.
 func planLent(lent devices.Lent) (podplan.Lent, error) {
-	out := podplan.Lent{Env: lent.Env}
+	out := podplan.Lent{Env: lent.Env, Groups: lent.Groups}
 	for _, m := range lent.Mounts {
 		st, err := os.Stat(m.HostPath)
 		if err != nil {
 			return out, fmt.Errorf("find what a device plugin mounts: %w", err)
 		}
-		out.Mounts = append(out.Mounts, podplan.LentMount{Source: m.HostPath, Target: m.ContainerPath, Readonly: m.ReadOnly, File: !st.IsDir()})
+		out.Mounts = append(out.Mounts, podplan.LentMount{
+			Source: m.HostPath, Target: m.ContainerPath, File: !st.IsDir(),
+			Readonly: m.ReadOnly, NoSuid: m.NoSuid, NoDev: m.NoDev, NoExec: m.NoExec,
+		})
 	}
 	for _, d := range lent.Devices {
 		nodes, err := deviceNodes(d)
@@ -102,6 +105,11 @@ func planLent(lent devices.Lent) (podplan.Lent, error) {
 			return out, fmt.Errorf("find device %s of a device plugin: %w", d.HostPath, err)
 		}
 		out.Devices = append(out.Devices, nodes...)
+	}
+	for _, n := range lent.Nodes {
+		out.Devices = append(out.Devices, podplan.LentDevice{
+			Path: n.Path, Block: n.Block, Major: n.Major, Minor: n.Minor, Mode: n.Mode, UID: n.UID, GID: n.GID, Access: n.Permissions,
+		})
 	}
 	return out, nil
 }

@@ -81,10 +81,6 @@ func (m *Manager) allocate(ctx context.Context, uid string, n need, reuse []stri
 		return nil, fmt.Errorf("allocate %s: %w", n.resource, err)
 	}
 	l := &loan{IDs: ids, Answer: answer.ContainerResponses[0]}
-	if len(l.Answer.CdiDevices) > 0 {
-		m.giveUp(uid, n)
-		return nil, fmt.Errorf("device plugin of %s answers with CDI devices, which this node does not support", n.resource)
-	}
 	return l, m.lend(uid, n, l)
 }
 

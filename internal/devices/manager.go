@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	deviceapi "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
+	"tags.cncf.io/container-device-interface/pkg/cdi"
 
 	"github.com/vk-metal/vk-metal/internal/paths"
 )
@@ -24,7 +25,10 @@ type Options struct {
 	Changed func()
 	// Pods are those of the node, for who asks what they have; may be nil.
 	Pods func() []*corev1.Pod
-	Log  *slog.Logger
+	// SpecDirs have the specifications of CDI devices, those that go before others last; empty
+	// means /etc/cdi and /var/run/cdi.
+	SpecDirs []string
+	Log      *slog.Logger
 }
 
 // Manager has the node's devices. It is safe for concurrent use.
@@ -61,6 +65,9 @@ func New(o Options) (*Manager, error) {
 	}
 	if o.Pods == nil {
 		o.Pods = func() []*corev1.Pod { return nil }
+	}
+	if len(o.SpecDirs) == 0 {
+		o.SpecDirs = cdi.DefaultSpecDirs
 	}
 	m := &Manager{o: o, log: o.Log, begun: time.Now(), plugins: map[string]*plugin{}, known: map[string]*pool{}}
 	resources, lent, err := readCheckpoint(m.checkpointPath())

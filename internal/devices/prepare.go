@@ -15,12 +15,16 @@ type Lent struct {
 	Env     map[string]string
 	Mounts  []Mount
 	Devices []Device
+	// Nodes and Groups, supplementary ones of the processes, are those of CDI devices.
+	Nodes  []Node
+	Groups []uint32
 }
 
 // Mount is a file or directory of the host in the container.
 type Mount struct {
 	HostPath, ContainerPath string
 	ReadOnly                bool
+	NoSuid, NoDev, NoExec   bool
 }
 
 // Device is a device node of the host in the container; Permissions are of r, w and m.
@@ -37,6 +41,7 @@ func (m *Manager) Prepare(ctx context.Context, podUID, container string) (Lent, 
 	plugins := maps.Clone(m.plugins)
 	m.mu.Unlock()
 	out := Lent{Env: map[string]string{}}
+	var names []string
 	for _, name := range slices.Sorted(maps.Keys(resources)) {
 		l := resources[name]
 		if l.Answer == nil {
@@ -46,8 +51,11 @@ func (m *Manager) Prepare(ctx context.Context, podUID, container string) (Lent, 
 			return Lent{}, fmt.Errorf("device plugin of %s: PreStartContainer rpc failed with err: %w", name, err)
 		}
 		out.add(l.Answer)
+		for _, d := range l.Answer.CdiDevices {
+			names = append(names, d.Name)
+		}
 	}
-	return out, nil
+	return out, out.addCDI(m.o.SpecDirs, names)
 }
 
 func preStart(ctx context.Context, p *plugin, ids []string) error {
@@ -63,7 +71,7 @@ func preStart(ctx context.Context, p *plugin, ids []string) error {
 func (l *Lent) add(answer *deviceapi.ContainerAllocateResponse) {
 	maps.Copy(l.Env, answer.Envs)
 	for _, m := range answer.Mounts {
-		l.Mounts = append(l.Mounts, Mount{m.HostPath, m.ContainerPath, m.ReadOnly})
+		l.Mounts = append(l.Mounts, Mount{HostPath: m.HostPath, ContainerPath: m.ContainerPath, ReadOnly: m.ReadOnly})
 	}
 	for _, d := range answer.Devices {
 		l.Devices = append(l.Devices, Device{d.HostPath, d.ContainerPath, d.Permissions})

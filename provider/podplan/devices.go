@@ -3,6 +3,7 @@ package podplan
 import (
 	"fmt"
 	"path"
+	"slices"
 
 	"github.com/vk-metal/vk-metal/internal/launchspec"
 	"github.com/vk-metal/vk-metal/systemd"
@@ -44,6 +45,11 @@ func addLent(launch *Launch, lent Lent) {
 			Path: path.Clean("/" + d.Path), Type: kind, Major: d.Major, Minor: d.Minor, Mode: d.Mode, UID: d.UID, GID: d.GID,
 		})
 		launch.allow(name, d.Major, d.Minor, d.Access)
+	}
+	for _, g := range lent.Groups {
+		if user := &launch.Spec.User; !slices.Contains(user.Groups, g) {
+			user.Groups = append(user.Groups, g)
+		}
 	}
 }
 

@@ -21,7 +21,7 @@ func TestVolumeDevices(t *testing.T) {
 		"ro":   {Path: "/dev/sdc", Readonly: true, Device: &BlockDevice{Major: 8, Minor: 32, Mode: 0o660}},
 		"dir":  {Path: "/srv"},
 	}}
-	lent := Lent{Env: map[string]string{"GPU": "0"}, Devices: []LentDevice{{Path: "/dev/gpu0", Major: 195, Mode: 0o666, Access: "rw"}}}
+	lent := Lent{Env: map[string]string{"GPU": "0"}, Devices: []LentDevice{{Path: "/dev/gpu0", Major: 195, Mode: 0o666, Access: "rw"}}, Groups: []uint32{44}}
 	launch, err := Build(pod, Containers(pod)[0], Start{}, in, ContainerInputs{Lent: lent})
 	if err != nil {
 		t.Fatal(err)
@@ -34,6 +34,10 @@ func TestVolumeDevices(t *testing.T) {
 	wantRules := []systemd.DeviceRule{{Path: "/dev/char/195:0", Access: "rw"}, {Path: "/dev/block/8:16", Access: "rwm"}, {Path: "/dev/block/8:32", Access: "r"}}
 	if !reflect.DeepEqual(launch.Spec.Devices, wantDevices) || !reflect.DeepEqual(launch.Unit.DeviceAllow, wantRules) {
 		t.Errorf("devices %v, allowed %v", launch.Spec.Devices, launch.Unit.DeviceAllow)
+	}
+
+	if !reflect.DeepEqual(launch.Spec.User.Groups, []uint32{44}) {
+		t.Errorf("groups %v", launch.Spec.User.Groups)
 	}
 
 	wantConfigError := func(change func(*corev1.Container), says string) {

@@ -111,12 +111,16 @@ type Lent struct {
 	Env     map[string]string
 	Mounts  []LentMount
 	Devices []LentDevice
+	// Groups are supplementary.
+	Groups []uint32
 }
 
 // LentMount is a file or directory of the host.
 type LentMount struct {
 	Source, Target string
 	Readonly, File bool
+
+	NoSuid, NoDev, NoExec bool
 }
 
 // LentDevice is a device of the host, at Path in the container; Access is of r, w and m.

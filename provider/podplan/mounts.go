@@ -37,7 +37,10 @@ func mountsOf(c Container, in PodInputs, cin ContainerInputs) ([]launchspec.Moun
 	add(launchspec.Mount{Kind: launchspec.MountBind, Source: in.Hosts, Target: "/etc/hosts", File: true, Readonly: readonly})
 	mounts = append(mounts, volumes...)
 	for _, m := range cin.Lent.Mounts {
-		add(launchspec.Mount{Kind: launchspec.MountBind, Source: m.Source, Target: m.Target, File: m.File, Readonly: m.Readonly, Recursive: true})
+		add(launchspec.Mount{
+			Kind: launchspec.MountBind, Source: m.Source, Target: m.Target, File: m.File, Recursive: true,
+			Readonly: m.Readonly, NoSuid: m.NoSuid, NoDev: m.NoDev, NoExec: m.NoExec,
+		})
 	}
 	if c.TerminationMessagePath != "" {
 		add(launchspec.Mount{Kind: launchspec.MountBind, Source: cin.TerminationLog, Target: c.TerminationMessagePath, File: true})
