@@ -98,6 +98,9 @@ func prepare(spec *launchspec.Spec, users int) (*handoff, error) {
 	if ready.Root, err = mappedRoot(spec, users); err != nil {
 		return nil, err
 	}
+	if err := mappedImages(spec, ready.Sources, users); err != nil {
+		return nil, err
+	}
 	if ready.Dev, err = makeDev(spec); err != nil {
 		return nil, err
 	}
@@ -164,13 +167,9 @@ func ownMounts() error {
 func mappedRoot(spec *launchspec.Spec, users int) (int, error) {
 	root, first := spec.Root, int(firstID(spec))
 	mapped := root
-	mapped.Lowers = make([]string, len(root.Lowers))
-	for i, lower := range root.Lowers {
-		at := filepath.Join(userScratch, "layer"+strconv.Itoa(i))
-		if err := bindMapped(lower, at, users); err != nil {
-			return -1, fmt.Errorf("mount layer %s: %w", lower, err)
-		}
-		mapped.Lowers[i] = at
+	var err error
+	if mapped.Lowers, err = mapLayers(root.Lowers, userScratch, users); err != nil {
+		return -1, err
 	}
 	if root.Upper != "" {
 		if err := os.Chown(root.Upper, first, first); err != nil {
@@ -190,6 +189,48 @@ func mappedRoot(spec *launchspec.Spec, users int) (int, error) {
 		return -1, fmt.Errorf("hold container root: %w", err)
 	}
 	return tree, nil
+}
+
+// mappedImages fills in the sources that are images, of ID-mapped layers.
+func mappedImages(spec *launchspec.Spec, sources []handoffSource, users int) error {
+	for i, mount := range spec.Mounts {
+		if mount.Kind != launchspec.MountImage {
+			continue
+		}
+		src, err := mappedImage(mount, filepath.Join(userScratch, "image-"+strconv.Itoa(i)), users)
+		if err != nil {
+			return fmt.Errorf("open image of mount %s: %w", mount.Target, err)
+		}
+		sources[i] = handoffSource{Tree: src.tree, Path: src.path, File: src.file}
+	}
+	return nil
+}
+
+func mappedImage(mount launchspec.Mount, dir string, users int) (source, error) {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return source{}, err
+	}
+	var err error
+	if mount.Lowers, err = mapLayers(mount.Lowers, dir, users); err != nil {
+		return source{}, err
+	}
+	src, err := openImage(mount, dir)
+	if err != nil {
+		return source{}, err
+	}
+	return src, setAttr(src.tree, false, mountAttrs(mount), 0)
+}
+
+// mapLayers mounts ID-mapped copies of layers in dir and returns where.
+func mapLayers(layers []string, dir string, users int) ([]string, error) {
+	mapped := make([]string, len(layers))
+	for i, layer := range layers {
+		mapped[i] = filepath.Join(dir, "layer"+strconv.Itoa(i))
+		if err := bindMapped(layer, mapped[i], users); err != nil {
+			return nil, fmt.Errorf("mount layer %s: %w", layer, err)
+		}
+	}
+	return mapped, nil
 }
 
 func bindMapped(source, target string, users int) error {

@@ -56,11 +56,6 @@ var containerRules = []struct {
 			return r.Action != corev1.ContainerRestartRuleActionRestart
 		})
 	}},
-	{"volumeMounts", "a volume of type image with hostUsers: false is " + notYet, func(s *corev1.PodSpec, c Container) bool {
-		return s.HostUsers != nil && !*s.HostUsers && slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool {
-			return slices.ContainsFunc(s.Volumes, func(v corev1.Volume) bool { return v.Name == m.Name && v.Image != nil })
-		})
-	}},
 }
 
 // Refusals lists what of the pod cannot be honoured on this node.
