@@ -23,7 +23,8 @@ func (m *Manager) attached(ctx context.Context, s source) (map[string]string, er
 	name := attachmentName(s, m.o.NodeName)
 	attachment, err := m.o.Client.StorageV1().VolumeAttachments().Get(ctx, name, metav1.GetOptions{})
 	switch {
-	case apierrors.IsNotFound(err), err == nil && !attachment.Status.Attached && attachment.Status.AttachError == nil:
+	// A node may not get, nor know that there is none of, what has no volume of its own.
+	case apierrors.IsNotFound(err), apierrors.IsForbidden(err), err == nil && !attachment.Status.Attached && attachment.Status.AttachError == nil:
 		return nil, &NotAttachedError{
 			Reason:  fmt.Sprintf("timed out waiting for external-attacher of %s CSI driver to attach volume %s", s.driver, s.handle),
 			Waiting: true,

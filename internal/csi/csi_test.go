@@ -18,6 +18,7 @@ import (
 	authv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -268,6 +269,14 @@ func TestVolumesAreAttachedFirst(t *testing.T) {
 	if !errors.As(err, &waiting) || !waiting.Waiting {
 		t.Fatalf("without an attachment: %v", err)
 	}
+	forbidden := true
+	w.client.PrependReactor("get", "volumeattachments", func(clienttesting.Action) (bool, runtime.Object, error) {
+		return forbidden, nil, apierrors.NewForbidden(storagev1.Resource("volumeattachments"), "csi-x", errors.New("no relationship found between node and this object"))
+	})
+	if _, err := w.m.Publish(t.Context(), v); !errors.As(err, &waiting) || !waiting.Waiting {
+		t.Fatalf("before the node may see an attachment: %v", err)
+	}
+	forbidden = false
 	w.calls()
 	inUse := []corev1.UniqueVolumeName{"kubernetes.io/csi/csi.example.com^vol-1"}
 	if got := w.m.InUse(); !slices.Equal(got, inUse) {
