@@ -58,18 +58,21 @@ const (
 	driverData = "/var/lib/test-csi"
 )
 
-// driver installs the CSI driver on a node, with its CSIDriver.
-func (e *env) driver(node string) {
+// driver installs the CSI driver on a node, with its CSIDriver, which change may alter.
+func (e *env) driver(node string, change func(*storagev1.CSIDriverSpec)) {
 	e.Helper()
 	drivers := e.c.Client.StorageV1().CSIDrivers()
-	_, err := drivers.Create(e.Context(), &storagev1.CSIDriver{
+	object := &storagev1.CSIDriver{
 		ObjectMeta: metav1.ObjectMeta{Name: testDriver},
 		Spec: storagev1.CSIDriverSpec{
 			AttachRequired: ptr.To(false), PodInfoOnMount: ptr.To(true), FSGroupPolicy: ptr.To(storagev1.FileFSGroupPolicy),
 			VolumeLifecycleModes: []storagev1.VolumeLifecycleMode{storagev1.VolumeLifecyclePersistent, storagev1.VolumeLifecycleEphemeral},
 		},
-	}, metav1.CreateOptions{})
-	if err != nil {
+	}
+	if change != nil {
+		change(&object.Spec)
+	}
+	if _, err := drivers.Create(e.Context(), object, metav1.CreateOptions{}); err != nil {
 		e.Fatal(err)
 	}
 	e.afterwards("remove CSIDriver", func(ctx context.Context) error {
@@ -85,40 +88,9 @@ func (e *env) driver(node string) {
 	})
 }
 
-// boundVolume makes a volume of the driver, and a claim that it is bound to.
-func (e *env) boundVolume(name string) {
-	e.Helper()
-	size := corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Mi")}
-	modes := []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOnce}
-	volumes := e.c.Client.CoreV1().PersistentVolumes()
-	_, err := volumes.Create(e.Context(), &corev1.PersistentVolume{
-		ObjectMeta: metav1.ObjectMeta{Name: name},
-		Spec: corev1.PersistentVolumeSpec{
-			Capacity: size, AccessModes: modes, ClaimRef: &corev1.ObjectReference{Namespace: e.ns, Name: name},
-			PersistentVolumeSource: corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: testDriver, VolumeHandle: name}},
-		},
-	}, metav1.CreateOptions{})
-	if err != nil {
-		e.Fatal(err)
-	}
-	e.afterwards("remove volume", func(ctx context.Context) error {
-		return volumes.Delete(ctx, name, metav1.DeleteOptions{})
-	})
-	claims := e.c.Client.CoreV1().PersistentVolumeClaims(e.ns)
-	_, err = claims.Create(e.Context(), &corev1.PersistentVolumeClaim{
-		ObjectMeta: metav1.ObjectMeta{Name: name},
-		Spec:       corev1.PersistentVolumeClaimSpec{VolumeName: name, AccessModes: modes, StorageClassName: ptr.To(""), Resources: corev1.VolumeResourceRequirements{Requests: size}},
-	}, metav1.CreateOptions{})
-	if err != nil {
-		e.Fatal(err)
-	}
-	e.eventually(time.Minute, func() string {
-		claim, err := claims.Get(e.Context(), name, metav1.GetOptions{})
-		if err != nil || claim.Status.Phase != corev1.ClaimBound {
-			return "the claim is not bound"
-		}
-		return ""
-	})
+// ofDriver is a volume of the driver's.
+func ofDriver(handle string) corev1.PersistentVolumeSource {
+	return corev1.PersistentVolumeSource{CSI: &corev1.CSIPersistentVolumeSource{Driver: testDriver, VolumeHandle: handle}}
 }
 
 // TestVolumesOfDrivers: a driver's volumes are staged and published, outlive the agent, and are
@@ -126,8 +98,8 @@ func (e *env) boundVolume(name string) {
 func TestVolumesOfDrivers(t *testing.T) {
 	e := setupMore(t)
 	node := e.c.Rig.Machines()[0].Name
-	e.driver(node)
-	e.boundVolume("csi-" + e.ns)
+	e.driver(node, nil)
+	e.claim("csi-"+e.ns, corev1.PersistentVolumeFilesystem, ofDriver("csi-"+e.ns), "")
 	pod := e.busybox("db", "echo kept >/data/file; sleep 3600")
 	pod.Spec.NodeName = node
 	pod.Spec.SecurityContext = &corev1.PodSecurityContext{RunAsUser: ptr.To(int64(1234)), FSGroup: ptr.To(int64(4321))}

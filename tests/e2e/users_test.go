@@ -11,6 +11,7 @@ import (
 	"k8s.io/utils/ptr"
 
 	"github.com/vk-metal/vk-metal/tests/cluster"
+	"github.com/vk-metal/vk-metal/tests/registry"
 	"github.com/vk-metal/vk-metal/tests/workload"
 )
 
@@ -26,9 +27,12 @@ func (e *env) checkUsers(node string, timeout time.Duration) {
 	pod := e.busybox("mapped", "exec sleep 3600")
 	pod.Spec.NodeName, pod.Spec.HostUsers = node, ptr.To(false)
 	pod.Spec.SecurityContext = &corev1.PodSecurityContext{FSGroup: ptr.To(int64(300))}
-	pod.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
+	pod.Spec.Volumes = []corev1.Volume{
+		{Name: "data", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}},
+		{Name: "image", VolumeSource: corev1.VolumeSource{Image: &corev1.ImageVolumeSource{Reference: registry.Busybox}}},
+	}
 	main := &pod.Spec.Containers[0]
-	main.VolumeMounts = []corev1.VolumeMount{{Name: "data", MountPath: "/data"}}
+	main.VolumeMounts = []corev1.VolumeMount{{Name: "data", MountPath: "/data"}, {Name: "image", MountPath: "/image"}}
 	main.ReadinessProbe = &corev1.Probe{
 		ProbeHandler:  corev1.ProbeHandler{Exec: &corev1.ExecAction{Command: []string{"sh", "-c", "cp /proc/self/uid_map /data/probe"}}},
 		PeriodSeconds: 1, TimeoutSeconds: 60,
@@ -37,13 +41,13 @@ func (e *env) checkUsers(node string, timeout time.Duration) {
 	pod = e.waitPod("mapped", timeout, allReady)
 	units := e.podUnits(pod)
 
-	const script = "cat /proc/self/uid_map /data/probe; touch /data/x; stat -c %u:%g / /data/x /etc/hosts /dev/termination-log"
+	const script = "cat /proc/self/uid_map /data/probe; touch /data/x; stat -c %u:%g / /data/x /etc/hosts /dev/termination-log /image/bin/sh"
 	seen := e.exec(pod, "sh", "-c", script)
 	lines := strings.Split(strings.TrimSpace(seen), "\n")
 	for i := range lines {
 		lines[i] = strings.TrimSpace(lines[i])
 	}
-	if len(lines) != 6 || lines[0] != lines[1] || !strings.HasSuffix(lines[0], " 65536") || strings.Join(lines[2:], " ") != "0:0 0:300 0:0 0:0" {
+	if len(lines) != 7 || lines[0] != lines[1] || !strings.HasSuffix(lines[0], " 65536") || strings.Join(lines[2:], " ") != "0:0 0:300 0:0 0:0 0:0" {
 		e.Errorf("inside: %q", lines)
 	}
 	for _, pid := range units {

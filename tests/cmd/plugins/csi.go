@@ -26,11 +26,12 @@ func (n *csiNode) NodeGetInfo(context.Context, *csispec.NodeGetInfoRequest) (*cs
 	}, err
 }
 
-// NodeGetCapabilities has staging and figures.
+// NodeGetCapabilities has staging, figures and growth.
 func (n *csiNode) NodeGetCapabilities(context.Context, *csispec.NodeGetCapabilitiesRequest) (*csispec.NodeGetCapabilitiesResponse, error) {
 	answer := &csispec.NodeGetCapabilitiesResponse{}
 	for _, c := range []csispec.NodeServiceCapability_RPC_Type{
 		csispec.NodeServiceCapability_RPC_STAGE_UNSTAGE_VOLUME, csispec.NodeServiceCapability_RPC_GET_VOLUME_STATS,
+		csispec.NodeServiceCapability_RPC_EXPAND_VOLUME,
 	} {
 		answer.Capabilities = append(answer.Capabilities, &csispec.NodeServiceCapability{
 			Type: &csispec.NodeServiceCapability_Rpc{Rpc: &csispec.NodeServiceCapability_RPC{Type: c}},
@@ -39,21 +40,35 @@ func (n *csiNode) NodeGetCapabilities(context.Context, *csispec.NodeGetCapabilit
 	return answer, nil
 }
 
-// NodeStageVolume mounts the volume for the node.
+// NodeStageVolume mounts the volume for the node, or attaches its disk.
 func (n *csiNode) NodeStageVolume(_ context.Context, r *csispec.NodeStageVolumeRequest) (*csispec.NodeStageVolumeResponse, error) {
 	fmt.Println("stage", r.VolumeId)
+	if r.VolumeCapability.GetBlock() != nil {
+		_, err := attach(n.disk(r.VolumeId))
+		return &csispec.NodeStageVolumeResponse{}, err
+	}
 	return &csispec.NodeStageVolumeResponse{}, bind(filepath.Join(n.data, r.VolumeId), r.StagingTargetPath)
 }
 
 // NodeUnstageVolume undoes it.
 func (n *csiNode) NodeUnstageVolume(_ context.Context, r *csispec.NodeUnstageVolumeRequest) (*csispec.NodeUnstageVolumeResponse, error) {
 	fmt.Println("unstage", r.VolumeId)
+	if err := detach(n.disk(r.VolumeId)); err != nil {
+		return nil, err
+	}
 	return &csispec.NodeUnstageVolumeResponse{}, unbind(r.StagingTargetPath)
 }
 
 // NodePublishVolume mounts the volume for a pod. One that is ephemeral lives in its target.
 func (n *csiNode) NodePublishVolume(_ context.Context, r *csispec.NodePublishVolumeRequest) (*csispec.NodePublishVolumeResponse, error) {
 	fmt.Println("publish", r.VolumeId)
+	if r.VolumeCapability.GetBlock() != nil {
+		device, err := attached(n.disk(r.VolumeId))
+		if err != nil {
+			return nil, err
+		}
+		return &csispec.NodePublishVolumeResponse{}, bindDevice(device, r.TargetPath)
+	}
 	from := r.StagingTargetPath
 	if from == "" {
 		from = filepath.Join(n.data, r.VolumeId)
@@ -61,10 +76,29 @@ func (n *csiNode) NodePublishVolume(_ context.Context, r *csispec.NodePublishVol
 	if err := bind(from, r.TargetPath); err != nil {
 		return nil, err
 	}
-	if name := r.VolumeContext["csi.storage.k8s.io/pod.name"]; name != "" {
-		return &csispec.NodePublishVolumeResponse{}, os.WriteFile(filepath.Join(r.TargetPath, "pod"), []byte(name), 0o644)
+	return &csispec.NodePublishVolumeResponse{}, tell(r.TargetPath, map[string]string{
+		"pod": r.VolumeContext["csi.storage.k8s.io/pod.name"], "tokens": r.VolumeContext["csi.storage.k8s.io/serviceAccount.tokens"],
+		"context": r.PublishContext["test"],
+	})
+}
+
+// tell writes what the driver was told into the volume, for the test in its pod.
+func tell(dir string, files map[string]string) error {
+	for name, content := range files {
+		if content == "" {
+			continue
+		}
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
+			return err
+		}
 	}
-	return &csispec.NodePublishVolumeResponse{}, nil
+	return nil
+}
+
+// NodeExpandVolume says how large the volume is now.
+func (n *csiNode) NodeExpandVolume(_ context.Context, r *csispec.NodeExpandVolumeRequest) (*csispec.NodeExpandVolumeResponse, error) {
+	size := r.CapacityRange.GetRequiredBytes()
+	return &csispec.NodeExpandVolumeResponse{CapacityBytes: size}, tell(r.VolumePath, map[string]string{"size": fmt.Sprint(size)})
 }
 
 // NodeUnpublishVolume undoes it.
