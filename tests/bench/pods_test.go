@@ -54,7 +54,7 @@ func TestPods(t *testing.T) {
 	b.many(floor)
 }
 
-// bench is one cluster of one node.
+// bench is a cluster, and the first of its nodes.
 type bench struct {
 	*testing.T
 	ctx  context.Context
@@ -64,6 +64,11 @@ type bench struct {
 }
 
 func setUp(ctx context.Context, t *testing.T) *bench {
+	t.Helper()
+	return setUpWith(ctx, t, 1)
+}
+
+func setUpWith(ctx context.Context, t *testing.T, nodes int) *bench {
 	t.Helper()
 	dir, err := os.MkdirTemp(rig.CacheDir(), "bench-")
 	if err != nil {
@@ -77,7 +82,7 @@ func setUp(ctx context.Context, t *testing.T) *bench {
 		}
 		_ = os.RemoveAll(dir)
 	})
-	c, err := cluster.Up(ctx, cluster.Options{Dir: dir, Nodes: 1, Progress: progress.New(os.Stderr)})
+	c, err := cluster.Up(ctx, cluster.Options{Dir: dir, Nodes: nodes, Progress: progress.New(os.Stderr)})
 	if err != nil {
 		t.Fatal(err)
 	}

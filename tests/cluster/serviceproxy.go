@@ -63,10 +63,23 @@ const (
 	evictionLine = "evictionHard: {memory.available: 100Mi, nodefs.available: 1Gi, imagefs.available: 1Gi}\nimageGCHighThresholdPercent: 100\n"
 )
 
-// settle lets the machine know who makes Services work and where the cluster's DNS is, also
-// where it was otherwise, turns network policies on, sets thresholds for a shared disk, and restarts what has to know.
+// SetServiceProxy has another service proxy work on one node.
+func (c *Cluster) SetServiceProxy(ctx context.Context, node string, proxy ServiceProxy) error {
+	machine, err := c.Rig.Machine(node)
+	if err != nil {
+		return err
+	}
+	return c.settleWith(ctx, machine, proxy)
+}
+
 func (c *Cluster) settle(ctx context.Context, machine *rig.Machine) error {
-	external := c.proxy == ServiceProxyKube
+	return c.settleWith(ctx, machine, c.proxy)
+}
+
+// settleWith lets the machine know who makes Services work and where the cluster's DNS is, also
+// where it was otherwise, turns network policies on, sets thresholds for a shared disk, and restarts what has to know.
+func (c *Cluster) settleWith(ctx context.Context, machine *rig.Machine, proxy ServiceProxy) error {
+	external := proxy == ServiceProxyKube
 	config, err := machine.Run(ctx, "cat", configFile)
 	if err != nil {
 		return fmt.Errorf("read the configuration of %s: %w", machine.Name, err)

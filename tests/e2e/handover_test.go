@@ -65,10 +65,16 @@ func (e *env) inside(c *clients, machine *rig.Machine, run func()) {
 	if err != nil {
 		e.Fatal(err)
 	}
+	e.enter(&c.done, fmt.Sprintf("/proc/%d/ns/net", leader), run)
+}
+
+// enter runs a function on a thread in a network namespace; done waits for its end.
+func (e *env) enter(done *sync.WaitGroup, path string, run func()) {
+	e.Helper()
 	entered := make(chan error, 1)
-	c.done.Go(func() {
+	done.Go(func() {
 		runtime.LockOSThread() // never unlocked: the thread ends with its namespace
-		ns, err := netns.GetFromPath(fmt.Sprintf("/proc/%d/ns/net", leader))
+		ns, err := netns.GetFromPath(path)
 		if err == nil {
 			err = errors.Join(netns.Set(ns), ns.Close())
 		}
@@ -77,7 +83,7 @@ func (e *env) inside(c *clients, machine *rig.Machine, run func()) {
 		}
 	})
 	if err := <-entered; err != nil {
-		e.Fatalf("enter the network of %s: %v", machine.Name, err)
+		e.Fatalf("enter the network namespace %s: %v", path, err)
 	}
 }
 
