@@ -3,26 +3,27 @@ package hostgw
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"net/netip"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/vk-metal/vk-metal/internal/linuxns"
+	"github.com/vk-metal/vk-metal/internal/testnet"
+)
+
+var (
+	must       = testnet.Must
+	eventually = testnet.Eventually
 )
 
 // lab is a LAN (a bridge in a namespace of its own) with hosts on it.
 type lab struct {
+	*testnet.World
 	t   testing.TB
-	dir string
 	lan *linuxns.NS
 }
 
@@ -34,38 +35,16 @@ type host struct {
 
 func newLab(t testing.TB) *lab {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("VK_METAL_REQUIRE") == "all" {
-			t.Fatal("needs root")
-		}
-		t.Skip("needs root")
-	}
-	l := &lab{t: t, dir: t.TempDir()}
-	l.lan = l.namespace("lan")
-	l.in(l.lan, "ip link add br0 type bridge", "ip link set br0 up")
+	l := &lab{World: testnet.Empty(t), t: t}
+	l.lan = l.Namespace("lan")
+	l.In(l.lan, "ip link add br0 type bridge", "ip link set br0 up")
 	return l
-}
-
-func (l *lab) namespace(name string) *linuxns.NS {
-	l.t.Helper()
-	path := filepath.Join(l.dir, name)
-	must(l.t, linuxns.Create(path))
-	l.t.Cleanup(func() { must(l.t, linuxns.Remove(path)) })
-	ns, err := linuxns.Open(path)
-	must(l.t, err)
-	l.t.Cleanup(func() { _ = ns.Close() })
-	must(l.t, ns.Do(func() error {
-		_, err := linuxns.SetSysctl(linuxns.Sysctl{Key: "net.ipv6.conf.default.accept_dad", Value: "0"})
-		return err
-	}))
-	l.in(ns, "ip link set lo up")
-	return ns
 }
 
 // host joins the LAN with addresses in CIDR form.
 func (l *lab) host(name string, addrs ...string) *host {
 	l.t.Helper()
-	h := &host{name: name, path: filepath.Join(l.dir, name), ns: l.namespace(name)}
+	h := &host{name: name, path: l.Path(name), ns: l.Namespace(name)}
 	must(l.t, l.lan.Do(func() error {
 		br, err := netlink.LinkByName("br0")
 		if err != nil {
@@ -76,34 +55,18 @@ func (l *lab) host(name string, addrs ...string) *host {
 			PeerName:  "uplink", PeerNamespace: netlink.NsFd(h.ns.FD()),
 		})
 	}))
-	l.in(l.lan, "ip link set dev "+name+" up")
-	l.in(h.ns, "ip link set uplink up")
+	l.In(l.lan, "ip link set dev "+name+" up")
+	l.In(h.ns, "ip link set uplink up")
 	for _, a := range addrs {
-		l.in(h.ns, "ip addr add "+a+" dev uplink nodad")
+		l.In(h.ns, "ip addr add "+a+" dev uplink nodad")
 	}
 	return h
-}
-
-// in runs commands in a namespace and returns the last one's output.
-func (l *lab) in(ns *linuxns.NS, commands ...string) string {
-	l.t.Helper()
-	var out []byte
-	for _, c := range commands {
-		must(l.t, ns.Do(func() (err error) {
-			argv := strings.Fields(c)
-			if out, err = exec.Command(argv[0], argv[1:]...).CombinedOutput(); err != nil {
-				return fmt.Errorf("%s: %w\n%s", c, err, out)
-			}
-			return nil
-		}))
-	}
-	return string(out)
 }
 
 // router runs a Router in the host until the test ends or stop is called.
 func (l *lab) router(h *host, encap ...Encapsulation) (r *Router, stop func()) {
 	l.t.Helper()
-	o := Options{HostNetNS: h.path, NodeName: h.name, Log: slog.New(slog.NewTextHandler(testWriter{l.t}, nil))}
+	o := Options{HostNetNS: h.path, NodeName: h.name, Log: testnet.Log(l.t)}
 	if len(encap) > 0 {
 		o.Encapsulation = encap[0]
 	}
@@ -180,30 +143,3 @@ func peer(name string, addrs, cidrs string) Peer {
 }
 
 func prefixes(s string) []netip.Prefix { return peer("", "", s).PodCIDRs }
-
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// eventually polls a condition of the kernel until it holds.
-func eventually(t testing.TB, what string, cond func() error) {
-	t.Helper()
-	var err error
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if err = cond(); err == nil {
-			return
-		}
-	}
-	t.Fatalf("it never became true that %s: %v", what, err)
-}
-
-type testWriter struct{ t testing.TB }
-
-func (w testWriter) Write(b []byte) (int, error) {
-	w.t.Helper()
-	w.t.Log(strings.TrimSpace(string(b)))
-	return len(b), nil
-}

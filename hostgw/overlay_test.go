@@ -32,9 +32,9 @@ func newRacks(t testing.TB) *racks {
 	}
 	router := l.host("router", "192.0.2.254/24", "203.0.113.254/24", "2001:db8:a::fe/64", "2001:db8:c::fe/64")
 	l.pods(router)
-	l.in(k.a.ns, "ip route add default via 192.0.2.254", "ip route add default via 2001:db8:a::fe")
-	l.in(k.b.ns, "ip route add default via 192.0.2.254", "ip route add default via 2001:db8:a::fe")
-	l.in(k.c.ns, "ip route add default via 203.0.113.254")
+	l.In(k.a.ns, "ip route add default via 192.0.2.254", "ip route add default via 2001:db8:a::fe")
+	l.In(k.b.ns, "ip route add default via 192.0.2.254", "ip route add default via 2001:db8:a::fe")
+	l.In(k.c.ns, "ip route add default via 203.0.113.254")
 	for i, h := range []*host{k.a, k.b, k.c} {
 		l.pods(h, fmt.Sprintf("10.244.%d.5/32", i+1), fmt.Sprintf("fd00:244:%d::5/128", i+1))
 	}
@@ -68,7 +68,7 @@ func TestCrossSubnet(t *testing.T) {
 	defer stop()
 	k.becomes(k.a, "unreachable 10.244.1.0/24", "unreachable fd00:244:1::/64", "10.244.2.0/24 via 192.0.2.2", "fd00:244:2::/64 via 2001:db8:a::2",
 		"10.244.3.0/24 via 203.0.113.3", "fd00:244:3::/64 via fe80::5c0a:142e:bb05:562d")
-	out := k.in(k.a.ns, "ip route show proto 118")
+	out := k.In(k.a.ns, "ip route show proto 118")
 	if !strings.Contains(out, "encap ip id 118 src 0.0.0.0 dst 203.0.113.3") || strings.Count(out, "encap") != 1 {
 		t.Errorf("routes of a:\n%s", out)
 	}
@@ -87,12 +87,12 @@ func TestCrossSubnet(t *testing.T) {
 	}
 	t.Run("the host itself to a pod and back", func(t *testing.T) {
 		k.reaches(k.a, "10.244.1.1", k.c, "10.244.3.5")
-		if out := k.in(k.a.ns, "ip route get 10.244.3.5"); !strings.Contains(out, "src 10.244.1.1") {
+		if out := k.In(k.a.ns, "ip route get 10.244.3.5"); !strings.Contains(out, "src 10.244.1.1") {
 			t.Errorf("the host's source address: %s", out)
 		}
 	})
 	t.Run("more than fits", func(t *testing.T) {
-		if out := k.in(k.a.ns, "ip link show "+overlayLink); !strings.Contains(out, "mtu 1450") {
+		if out := k.In(k.a.ns, "ip link show "+overlayLink); !strings.Contains(out, "mtu 1450") {
 			t.Error(out)
 		}
 		eventually(t, "8000 bytes pass", func() error { return k.exchange(k.a, "10.244.1.5", k.c, "10.244.3.5", 8000) })
@@ -100,25 +100,25 @@ func TestCrossSubnet(t *testing.T) {
 		k.megabyte(k.a, "fd00:244:1::5", k.c, "fd00:244:3::5")
 	})
 	t.Run("somebody deletes the device", func(t *testing.T) {
-		k.in(k.a.ns, "ip link del "+overlayLink)
+		k.In(k.a.ns, "ip link del "+overlayLink)
 		k.reaches(k.a, "10.244.1.5", k.c, "10.244.3.5")
 	})
 	t.Run("somebody deletes neighbours and addresses", func(t *testing.T) {
-		k.in(k.a.ns, "ip link set "+overlayLink+" down")
+		k.In(k.a.ns, "ip link set "+overlayLink+" down")
 		k.reaches(k.a, "fd00:244:1::5", k.c, "fd00:244:3::5")
 	})
 	t.Run("a stranger on the VXLAN port", func(t *testing.T) {
 		// The same packet arrives when it comes from a node, so it is the filter that drops it.
 		x := k.host("x", "192.0.2.66/24")
 		k.pods(x, "10.244.3.66/32")
-		k.in(x.ns, "ip link add vx address "+vtepMAC("x").String()+" type vxlan external dstport 4789", "ip link set vx up",
+		k.In(x.ns, "ip link add vx address "+vtepMAC("x").String()+" type vxlan external dstport 4789", "ip link set vx up",
 			"ip neigh replace 192.0.2.1 lladdr "+vtepMAC("a").String()+" dev vx",
 			"ip route add 10.244.1.0/24 encap ip id 118 dst 192.0.2.1 via 192.0.2.1 dev vx onlink")
 		got := func() bool { return k.oneWay(x, "10.244.3.66", k.a, "10.244.1.5") }
 		if got() {
 			t.Error("its packet came through")
 		}
-		k.in(k.a.ns, "nft delete table inet vk-metal-vxlan")
+		k.In(k.a.ns, "nft delete table inet vk-metal-vxlan")
 		eventually(t, "the filter is back", func() error {
 			if got() {
 				return fmt.Errorf("its packet came through")
@@ -133,13 +133,13 @@ func TestCrossSubnet(t *testing.T) {
 			return nil
 		})
 		routers[0].SetPeers(k.peers[1:])
-		if out := k.in(k.a.ns, "nft list table inet vk-metal-vxlan"); !strings.Contains(out, "counter packets") {
+		if out := k.In(k.a.ns, "nft list table inet vk-metal-vxlan"); !strings.Contains(out, "counter packets") {
 			t.Error(out)
 		}
 	})
 	t.Run("a node in the name of a neighbour's pods", func(t *testing.T) {
 		// c sends from b's pod address through the overlay to a, which reaches b directly.
-		k.in(k.c.ns, "ip addr add 10.244.2.66/32 dev lo", "ip route replace 10.244.1.0/24 encap ip id 118 dst 192.0.2.1 via 192.0.2.1 dev "+overlayLink+" onlink proto 118")
+		k.In(k.c.ns, "ip addr add 10.244.2.66/32 dev lo", "ip route replace 10.244.1.0/24 encap ip id 118 dst 192.0.2.1 via 192.0.2.1 dev "+overlayLink+" onlink proto 118")
 		if err := k.exchange(k.c, "10.244.2.66", k.a, "10.244.1.5", 16); err == nil {
 			t.Error("it came through")
 		}
@@ -151,7 +151,7 @@ func TestAlwaysThenNever(t *testing.T) {
 	_, stop := k.start(EncapAlways)
 	k.becomes(k.a, "unreachable 10.244.1.0/24", "unreachable fd00:244:1::/64", "10.244.2.0/24 via 192.0.2.2", "fd00:244:2::/64 via fe80::37dc:5a35:1b48:954d",
 		"10.244.3.0/24 via 203.0.113.3", "fd00:244:3::/64 via fe80::5c0a:142e:bb05:562d")
-	if out := k.in(k.a.ns, "ip route show proto 118") + k.in(k.a.ns, "ip -6 route show proto 118"); strings.Count(out, "encap") != 4 {
+	if out := k.In(k.a.ns, "ip route show proto 118") + k.In(k.a.ns, "ip -6 route show proto 118"); strings.Count(out, "encap") != 4 {
 		t.Errorf("routes of a:\n%s", out)
 	}
 	k.reaches(k.a, "10.244.1.5", k.b, "10.244.2.5")
@@ -162,7 +162,7 @@ func TestAlwaysThenNever(t *testing.T) {
 	defer stop()
 	k.becomes(k.a, "unreachable 10.244.1.0/24", "unreachable fd00:244:1::/64", "10.244.2.0/24 via 192.0.2.2", "fd00:244:2::/64 via 2001:db8:a::2")
 	eventually(t, "the device is gone", func() error {
-		if out := k.in(k.a.ns, "ip -br link"); strings.Contains(out, overlayLink) {
+		if out := k.In(k.a.ns, "ip -br link"); strings.Contains(out, overlayLink) {
 			return fmt.Errorf("%s", out)
 		}
 		return nil
@@ -172,7 +172,7 @@ func TestAlwaysThenNever(t *testing.T) {
 
 func TestForeignVXLANHoldsThePort(t *testing.T) {
 	k := newRacks(t)
-	k.in(k.a.ns, "ip link add other type vxlan external dstport 4789", "ip link set other up")
+	k.In(k.a.ns, "ip link add other type vxlan external dstport 4789", "ip link set other up")
 	r, _ := k.router(k.a, EncapCrossSubnet)
 	r.SetSelf(k.peers[0].PodCIDRs)
 	r.SetPeers(k.peers[1:])
@@ -186,7 +186,7 @@ func TestForeignVXLANHoldsThePort(t *testing.T) {
 		}
 		return fmt.Errorf("status %v, ready: %w", r.Status(), r.Ready())
 	})
-	k.in(k.a.ns, "ip link del other")
+	k.In(k.a.ns, "ip link del other")
 	k.becomes(k.a, "unreachable 10.244.1.0/24", "unreachable fd00:244:1::/64", "10.244.2.0/24 via 192.0.2.2", "fd00:244:2::/64 via 2001:db8:a::2",
 		"10.244.3.0/24 via 203.0.113.3", "fd00:244:3::/64 via fe80::5c0a:142e:bb05:562d")
 }

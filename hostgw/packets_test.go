@@ -15,7 +15,7 @@ import (
 // pods gives a host an address for pods (on lo) and lets it forward.
 func (l *lab) pods(h *host, ips ...string) {
 	for _, ip := range ips {
-		l.in(h.ns, "ip addr add "+ip+" dev lo nodad")
+		l.In(h.ns, "ip addr add "+ip+" dev lo nodad")
 	}
 	must(l.t, h.ns.Do(func() error {
 		for _, key := range []string{"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"} {
@@ -80,7 +80,7 @@ func TestPacketsBetweenNodes(t *testing.T) {
 	l.reaches(a, "10.244.1.5", b, "10.244.2.5")
 	l.reaches(a, "fd00:244:1::5", b, "fd00:244:2::5")
 	// An unused pod address is refused by its node instead of going back to the default gateway.
-	l.in(b.ns, "ip route add default via 192.0.2.1", "ip -6 route add default via 2001:db8::1")
+	l.In(b.ns, "ip route add default via 192.0.2.1", "ip -6 route add default via 2001:db8::1")
 	for _, dst := range []string{"10.244.2.77", "fd00:244:2::77"} {
 		must(t, b.ns.Do(func() error {
 			if r, err := netlink.RouteGet(net.ParseIP(dst)); err == nil {

@@ -13,7 +13,7 @@ const (
 func TestRoutesFollowPeers(t *testing.T) {
 	l := newLab(t)
 	a := l.host("a", "192.0.2.1/24", "2001:db8::1/64")
-	l.in(a.ns, "ip route add unreachable 10.250.0.0/24 proto static", // somebody else's
+	l.In(a.ns, "ip route add unreachable 10.250.0.0/24 proto static", // somebody else's
 		"ip route add 10.244.77.0/24 via 192.0.2.9 proto 118") // of an earlier run
 	r, stop := l.router(a)
 	r.SetSelf(prefixes("10.244.1.0/24 fd00:244:1::/64"))
@@ -33,13 +33,13 @@ func TestRoutesFollowPeers(t *testing.T) {
 		l.becomes(a, append(own, b4, b6)...)
 	})
 	t.Run("somebody deletes", func(t *testing.T) {
-		l.in(a.ns, "ip route del 10.244.2.0/24", "ip -6 route del fd00:244:2::/64")
+		l.In(a.ns, "ip route del 10.244.2.0/24", "ip -6 route del fd00:244:2::/64")
 		l.becomes(a, append(own, b4, b6)...)
 	})
 	t.Run("link flap", func(t *testing.T) {
-		l.in(a.ns, "ip link set uplink down")
+		l.In(a.ns, "ip link set uplink down")
 		l.becomes(a, own...)
-		l.in(a.ns, "ip link set uplink up", "ip addr add 2001:db8::1/64 dev uplink nodad") // the kernel drops IPv6 addresses
+		l.In(a.ns, "ip link set uplink up", "ip addr add 2001:db8::1/64 dev uplink nodad") // the kernel drops IPv6 addresses
 		l.becomes(a, append(own, b4, b6)...)
 	})
 	t.Run("the routes outlive the agent", func(t *testing.T) {
@@ -58,7 +58,7 @@ func TestRoutesFollowPeers(t *testing.T) {
 func TestPeersThatCannotBeReached(t *testing.T) {
 	l := newLab(t)
 	a := l.host("a", "192.0.2.1/24", "2001:db8::1/64")
-	l.in(a.ns, "ip route add default via 192.0.2.254", "ip route add 10.244.9.0/24 via 192.0.2.9 proto static")
+	l.In(a.ns, "ip route add default via 192.0.2.254", "ip route add 10.244.9.0/24 via 192.0.2.9 proto static")
 	r, _ := l.router(a)
 	r.SetSelf(prefixes("10.244.1.0/24"))
 	r.SetPeers([]Peer{
@@ -89,10 +89,10 @@ func TestPeersThatCannotBeReached(t *testing.T) {
 	if got := l.routes(a, 4); len(got) != 1 {
 		t.Errorf("another program's routes: %v", got)
 	}
-	l.in(a.ns, "ip route del 10.244.9.0/24")
+	l.In(a.ns, "ip route del 10.244.9.0/24")
 	l.becomes(a, "unreachable 10.244.1.0/24", "10.244.2.0/24 via 192.0.2.2", "10.244.9.0/24 via 192.0.2.9")
 	// A node becomes a neighbour when this host gets an address in its subnet.
-	l.in(a.ns, "ip addr add 203.0.113.1/24 dev uplink")
+	l.In(a.ns, "ip addr add 203.0.113.1/24 dev uplink")
 	l.becomes(a, "unreachable 10.244.1.0/24", "10.244.2.0/24 via 192.0.2.2", "10.244.9.0/24 via 192.0.2.9", "10.244.7.0/24 via 203.0.113.7")
 }
 

@@ -3,7 +3,6 @@ package netns
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -13,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/vk-metal/vk-metal/internal/linuxns"
+	"github.com/vk-metal/vk-metal/internal/testnet"
 )
 
 // bridgeList is a network of upstream's plugins: a bridge with addresses from files, and
@@ -77,7 +77,7 @@ func (w *cniWorld) cni() (c *CNI, stop func()) {
 	w.t.Helper()
 	c, err := NewCNI(CNIOptions{
 		Layout: w.layout(), ConfDir: w.conf, BinDirs: []string{w.bin}, HostNetNS: w.nodeP,
-		Log: slog.New(slog.NewTextHandler(testWriter{w.t}, nil)),
+		Log: testnet.Log(w.t),
 	})
 	must(w.t, err)
 	return c, w.runs(c.Run, c.Close)

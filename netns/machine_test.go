@@ -3,33 +3,25 @@ package netns
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/vk-metal/vk-metal/internal/linuxns"
 	"github.com/vk-metal/vk-metal/internal/paths"
+	"github.com/vk-metal/vk-metal/internal/testnet"
 )
 
-// requireRoot skips without the right to make namespaces; with VK_METAL_REQUIRE=all it fails.
-func requireRoot(t testing.TB) {
-	t.Helper()
-	if os.Geteuid() == 0 {
-		return
-	}
-	if os.Getenv("VK_METAL_REQUIRE") == "all" {
-		t.Fatal("needs root")
-	}
-	t.Skip("needs root")
-}
+var (
+	must       = testnet.Must
+	eventually = testnet.Eventually
+)
 
 // world is a node, a host of the world and a LAN between them, each a real namespace.
 type world struct {
@@ -46,33 +38,10 @@ var (
 	dualStack       = []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd00:244:1::/64")}
 )
 
-func newNS(t testing.TB, path string) *linuxns.NS {
-	t.Helper()
-	must(t, linuxns.Create(path))
-	t.Cleanup(func() { must(t, linuxns.Remove(path)) })
-	ns, err := linuxns.Open(path)
-	must(t, err)
-	t.Cleanup(func() { _ = ns.Close() })
-	must(t, ns.Do(func() error {
-		if _, err := linuxns.SetSysctl(linuxns.Sysctl{Key: "net.ipv6.conf.default.accept_dad", Value: "0"}); err != nil {
-			return err
-		}
-		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-		if err != nil {
-			return err
-		}
-		defer h.Close()
-		return up(h, "lo")
-	}))
-	return ns
-}
-
 func newWorld(t testing.TB) *world {
-	requireRoot(t)
-	dir := t.TempDir()
-	w := &world{t: t, dir: dir, nodeP: filepath.Join(dir, "node")}
-	w.node = newNS(t, w.nodeP)
-	w.out = newNS(t, filepath.Join(dir, "out"))
+	hosts := testnet.Empty(t)
+	w := &world{t: t, dir: t.TempDir(), nodeP: hosts.Path("node")}
+	w.node, w.out = hosts.Namespace("node"), hosts.Namespace("out")
 	must(t, w.node.Do(func() error {
 		return netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "uplink"}, PeerName: "lan", PeerNamespace: netlink.NsFd(w.out.FD())})
 	}))
@@ -168,8 +137,7 @@ func (w *world) removePods() {
 // manager is a Manager that does not run.
 func (w *world) manager() *Manager {
 	w.t.Helper()
-	log := slog.New(slog.NewTextHandler(testWriter{w.t}, nil))
-	m, err := NewManager(Options{Layout: w.layout(), HostNetNS: w.nodeP, Log: log})
+	m, err := NewManager(Options{Layout: w.layout(), HostNetNS: w.nodeP, Log: testnet.Log(w.t)})
 	must(w.t, err)
 	return m
 }
@@ -212,25 +180,6 @@ func (w *world) pod(path string) *linuxns.NS {
 	return ns
 }
 
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// eventually polls a condition of the kernel until it holds.
-func eventually(t testing.TB, what string, cond func() error) {
-	t.Helper()
-	var err error
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if err = cond(); err == nil {
-			return
-		}
-	}
-	t.Fatalf("it never became true that %s: %v", what, err)
-}
-
 func gone(m *Manager, uid string) func() error {
 	return func() error {
 		all, err := m.List(context.Background())
@@ -239,12 +188,4 @@ func gone(m *Manager, uid string) func() error {
 		}
 		return err
 	}
-}
-
-type testWriter struct{ t testing.TB }
-
-func (w testWriter) Write(b []byte) (int, error) {
-	w.t.Helper()
-	w.t.Log(strings.TrimSpace(string(b)))
-	return len(b), nil
 }

@@ -26,6 +26,7 @@ import (
 
 	"github.com/vk-metal/vk-metal/internal/config"
 	"github.com/vk-metal/vk-metal/internal/linuxns"
+	"github.com/vk-metal/vk-metal/internal/testnet"
 )
 
 // TestMain runs a Speaker when told to: GoBGP works in the network namespace of its
@@ -100,6 +101,11 @@ func speak(dir string) error {
 	}
 }
 
+var (
+	must       = testnet.Must
+	eventually = testnet.Eventually
+)
+
 // lab holds hosts in network namespaces of their own.
 type lab struct {
 	t   testing.TB
@@ -115,9 +121,7 @@ type host struct {
 
 func newLab(t testing.TB) *lab {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		missing(t, "needs root")
-	}
+	testnet.RequireRoot(t)
 	// Short: it holds sockets. In /tmp: FRR gives up root, and $TMPDIR may be for root alone.
 	dir, err := os.MkdirTemp("/tmp", "bgp")
 	must(t, err)
@@ -470,25 +474,6 @@ func node(name, addrs, cidrs string) Node {
 		n.PodCIDRs = append(n.PodCIDRs, netip.MustParsePrefix(c))
 	}
 	return n
-}
-
-func must(t testing.TB, err error) {
-	t.Helper()
-	if err != nil {
-		t.Fatal(err)
-	}
-}
-
-// eventually polls a condition of the kernel or a daemon until it holds.
-func eventually(t testing.TB, what string, cond func() error) {
-	t.Helper()
-	var err error
-	for end := time.Now().Add(60 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
-		if err = cond(); err == nil {
-			return
-		}
-	}
-	t.Fatalf("it never became true that %s: %v", what, err)
 }
 
 // lines logs what a process writes, and keeps it.

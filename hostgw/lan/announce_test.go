@@ -108,7 +108,7 @@ func (f *flat) chosen(a netip.Addr) Address {
 func (f *flat) reaches(a netip.Addr, node string) time.Duration {
 	f.Helper()
 	begin := time.Now()
-	eventually(f, fmt.Sprintf("%s leads to %s", a, node), func() error {
+	testnet.Eventually(f, fmt.Sprintf("%s leads to %s", a, node), func() error {
 		for _, network := range []string{"tcp", "udp"} {
 			got, err := testnet.Ask(f.client, network, netip.AddrPortFrom(a, port))
 			if err != nil || got.Who != node {
@@ -118,18 +118,6 @@ func (f *flat) reaches(a netip.Addr, node string) time.Duration {
 		return nil
 	})
 	return time.Since(begin)
-}
-
-// eventually is patient: kernels probe for seconds before they ask anew.
-func eventually(t testing.TB, what string, cond func() error) {
-	t.Helper()
-	var err error
-	for end := time.Now().Add(time.Minute); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
-		if err = cond(); err == nil {
-			return
-		}
-	}
-	t.Fatalf("it never became true that %s: %v", what, err)
 }
 
 func (f *flat) set(name string, change func(n *Node)) {
@@ -165,7 +153,7 @@ func TestAnnounce(t *testing.T) {
 	f.rest = nil
 	f.tell()
 	for _, a := range service.Addrs {
-		eventually(t, "nobody answers", func() error {
+		testnet.Eventually(t, "nobody answers", func() error {
 			f.w.In(f.client, "ip neigh flush all")
 			if got, err := testnet.Ask(f.client, "udp", netip.AddrPortFrom(a, port)); err == nil {
 				return fmt.Errorf("%+v", got)
@@ -200,7 +188,7 @@ func TestLinkFlap(t *testing.T) {
 	a := service.Addrs[1]
 	published := func(want ...netip.Prefix) {
 		t.Helper()
-		eventually(t, fmt.Sprintf("%v is published", want), func() error {
+		testnet.Eventually(t, fmt.Sprintf("%v is published", want), func() error {
 			r := f.run["a"]
 			r.mu.Lock()
 			defer r.mu.Unlock()
@@ -235,7 +223,7 @@ func TestDuplicate(t *testing.T) {
 		f.reaches(a, "a")
 	}
 	f.w.In(f.client, "sysctl -qw net.ipv6.conf.eth0.accept_dad=1 net.ipv6.conf.eth0.dad_transmits=10", "ip addr add 2001:db8::50/64 dev eth0")
-	eventually(t, "the client's kernel refuses the address", func() error {
+	testnet.Eventually(t, "the client's kernel refuses the address", func() error {
 		if out := f.w.In(f.client, "ip -6 addr show dev eth0"); !strings.Contains(out, "dadfailed") {
 			return errors.New(out)
 		}
