@@ -62,7 +62,8 @@ type Speaker struct {
 	want, have map[netip.Prefix]FIB
 	refused    map[netip.Prefix]error
 	subnets    []netip.Prefix
-	settled    bool // stale routes of before may go
+	settled    bool      // stale routes of before may go
+	toldSince  time.Time // all peers have told everything; zero: they have not
 	started    time.Time
 	failed     error  // of the last run
 	saved      []byte // the inputs as they are in the file
@@ -358,7 +359,7 @@ func (s *Speaker) start(ctx context.Context, state *State) error {
 	}
 	_, err = os.Stat(s.runningFile())
 	restarting := err == nil || len(have) > 0
-	s.settled = !restarting
+	s.settled, s.toldSince = !restarting, time.Time{}
 	s.server, err = startSession(ctx, state, restarting && state.RestartTime > 0, s.log, func(prefixes []netip.Prefix) {
 		s.note(event{rib: prefixes == nil}, prefixes)
 		s.kick()
@@ -391,14 +392,24 @@ func (s *Speaker) stop() {
 	s.log.Info("BGP stops", "withdrawn", leave)
 }
 
+// toldFor is how long it has to stay that all peers have told everything: a first session may
+// be closed for another (RFC 4271, 6.8), and a router's last word come before its routes.
+const toldFor = 3 * time.Second
+
 // settle lets stale routes go once all peers have told everything, or had their time; it
 // says whether that is so now and was not before.
 func (s *Speaker) settle() bool {
 	if s.settled {
 		return false
 	}
+	if !s.server.allTold() {
+		s.toldSince = time.Time{}
+	} else if s.toldSince.IsZero() {
+		s.toldSince = time.Now()
+	}
 	patience := max(s.state.RestartTime, 10*time.Second)
-	if !s.server.allTold() && time.Since(s.started) < patience {
+	steady := !s.toldSince.IsZero() && time.Since(s.toldSince) >= toldFor
+	if !steady && time.Since(s.started) < patience {
 		return false
 	}
 	s.settled = true
