@@ -392,9 +392,10 @@ func (s *Speaker) stop() {
 	s.log.Info("BGP stops", "withdrawn", leave)
 }
 
-// toldFor is how long it has to stay that all peers have told everything: a first session may
-// be closed for another (RFC 4271, 6.8), and a router's last word come before its routes.
-const toldFor = 3 * time.Second
+// toldFor is how long it has to stay that all peers have told everything. Of a router that has
+// started lately itself GoBGP takes that for granted (RFC 4724, 4.1: its Restart State bit),
+// and its routes come seconds later.
+const toldFor = 5 * time.Second
 
 // settle lets stale routes go once all peers have told everything, or had their time; it
 // says whether that is so now and was not before.
