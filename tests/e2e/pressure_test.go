@@ -41,7 +41,7 @@ var shortages = []shortage{
 		name: "processes", resource: "pids", condition: "PIDPressure", event: "NodeHasInsufficientPID", taint: corev1.TaintNodePIDPressure,
 		settings: func(e *env, node string) string {
 			limit := e.number(node, "sort -n /proc/sys/kernel/pid_max /proc/sys/kernel/threads-max | head -1")
-			used := e.number(node, "cut -d/ -f4 /proc/loadavg | cut -d' ' -f1")
+			used := e.number(node, "cut -d/ -f2 /proc/loadavg | cut -d' ' -f1")
 			return fmt.Sprintf("evictionHard: {pid.available: %d}", limit-used-700)
 		},
 		take: "for i in $(seq 1500); do sleep 3600 & done",
