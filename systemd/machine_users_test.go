@@ -148,3 +148,35 @@ func namesIn(unit string) []string {
 	}
 	return names
 }
+
+// TestMachineImageVolumes: an image that is a volume has its owners, in a user namespace as
+// outside of one, and is only read.
+func TestMachineImageVolumes(t *testing.T) {
+	m := newMachine(t)
+	mapped := m.users()
+	layers := []string{filepath.Join(m.layout.Lib, "above"), filepath.Join(m.layout.Lib, "below")}
+	for _, layer := range layers {
+		m.must(os.MkdirAll(filepath.Join(layer, "sub"), 0o755))
+		file := filepath.Join(layer, "sub", filepath.Base(layer))
+		m.must(os.WriteFile(file, []byte(file+"\n"), 0o644))
+		m.must(os.Chown(file, 1234, 100))
+	}
+	volume := launchspec.Mount{Kind: launchspec.MountImage, Readonly: true, NoExec: true, NoSuid: true, NoDev: true}
+	whole, sub, single := volume, volume, volume
+	whole.Lowers, whole.Target = layers, "/whole"
+	sub.Lowers, sub.Target, sub.SubPath = layers, "/sub", "sub"
+	single.Lowers, single.Target = layers[1:], "/single"
+	images := func(a *attempt) { a.spec.Mounts = append(a.spec.Mounts, whole, sub, single) }
+	const script = "stat -c '%n %u:%g' /whole/sub/* /sub/* /single/sub/*; touch /whole/x /sub/x /single/x 2>&1; echo $(cat /sub/*)"
+	want := "/whole/sub/above 1234:100\n/whole/sub/below 1234:100\n/sub/above 1234:100\n/sub/below 1234:100\n/single/sub/below 1234:100\n"
+	for _, path := range []string{"/whole/x", "/sub/x", "/single/x"} {
+		want += "touch: " + path + ": Read-only file system\n"
+	}
+	want += layers[0] + "/sub/above " + layers[1] + "/sub/below\n"
+	if got := m.sh(script, images); got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := m.sh(script, func(a *attempt) { mapped(a); images(a) }); got != want {
+		t.Errorf("in a user namespace %q, want %q", got, want)
+	}
+}
