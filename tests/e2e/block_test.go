@@ -119,8 +119,8 @@ func TestRawBlock(t *testing.T) {
 	name := "block-" + e.ns
 	e.claim(name, corev1.PersistentVolumeBlock, corev1.PersistentVolumeSource{Local: &corev1.LocalVolumeSource{Path: device}}, node)
 	const path = "/dev/disks/data"
-	pod := e.create(onDevice(e.busybox("writer", "printf hello | dd of="+path+" conv=notrunc,fsync && sleep 3600"), name, path, false))
-	pod = e.waitPod("writer", podTimeout, running)
+	e.create(onDevice(e.busybox("writer", "printf hello | dd of="+path+" conv=notrunc,fsync && sleep 3600"), name, path, false))
+	pod := e.waitPod("writer", podTimeout, running)
 	if pod.Spec.NodeName != node {
 		t.Errorf("it was scheduled to %s", pod.Spec.NodeName)
 	}
@@ -137,7 +137,7 @@ func TestRawBlock(t *testing.T) {
 	if got := e.exec(pod, "sh", "-c", foreign+"; true"); !strings.Contains(got, "Operation not permitted") {
 		t.Errorf("another device of the node can be read: %q", got)
 	}
-	e.remove("writer", 30*time.Second)
+	e.remove("writer", podTimeout)
 	e.readsOnly(onDevice(e.busybox("reader", "sleep 3600"), name, path, true), path)
 	if data, err := os.ReadFile(filepath.Join(e.machine(node).Root(), file)); err != nil || !strings.HasPrefix(string(data), "hello") {
 		t.Errorf("the disk has %.10q, %v", data, err)
