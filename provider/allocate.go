@@ -22,6 +22,9 @@ type allocations struct {
 	pods map[types.UID]*corev1.Pod // as granted
 	// deferred are the pods whose resize waits for others to go.
 	deferred map[types.UID]bool
+	// leaving are the pods whose object is gone while their processes end. The scheduler has
+	// given their place away, and a kubelet does not count them either.
+	leaving map[types.UID]bool
 }
 
 // allocationFile is what a pod was granted; there is none before it was admitted, nor once
@@ -73,7 +76,7 @@ func (p *Provider) place(uid types.UID) podplan.Place {
 		place.Node = p.deps.Node.Self()
 	}
 	for other, pod := range p.granted.pods {
-		if other != uid {
+		if other != uid && !p.granted.leaving[other] {
 			place.Others = append(place.Others, pod)
 		}
 	}
@@ -83,6 +86,9 @@ func (p *Provider) place(uid types.UID) podplan.Place {
 // allocate returns the pod with the resources that it was granted, or why the node does
 // not take it. Only the worker's loop calls it.
 func (w *worker) allocate(pod *corev1.Pod, gone bool) (*corev1.Pod, *podplan.Refusal, error) {
+	if gone && w.grant != nil {
+		w.p.granted.leave(w.uid)
+	}
 	switch {
 	case w.rejected != nil:
 		return pod, w.rejected, nil
@@ -107,6 +113,15 @@ func (w *worker) allocate(pod *corev1.Pod, gone bool) (*corev1.Pod, *podplan.Ref
 		w.pending = podplan.Ending{}
 	}
 	return podplan.Granted(pod, w.grant), nil, nil
+}
+
+// leave gives the pod's place away before its processes have ended.
+func (a *allocations) leave(uid types.UID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if _, has := a.pods[uid]; has {
+		a.leaving[uid] = true
+	}
 }
 
 // admit judges a pod that is new to this node.
@@ -201,6 +216,7 @@ func (w *worker) giveBack() {
 	_, had := granted.pods[w.uid]
 	delete(granted.pods, w.uid)
 	delete(granted.deferred, w.uid)
+	delete(granted.leaving, w.uid)
 	waiting := make([]types.UID, 0, len(granted.deferred))
 	for uid, is := range granted.deferred {
 		if is {

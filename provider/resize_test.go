@@ -91,6 +91,8 @@ func TestAdmission(t *testing.T) {
 		w.until("rejected", w.podIs("b", corev1.PodFailed))
 		if pod, _ := w.get("b"); pod.Status.Reason != "OutOfcpu" {
 			t.Errorf("reason %q, message %q", pod.Status.Reason, pod.Status.Message)
+		} else if len(pod.Status.ContainerStatuses) > 0 {
+			t.Errorf("a rejected pod has states of containers: %v", pod.Status.ContainerStatuses)
 		}
 		if pod, _ := w.get("a"); pod.Status.Phase != corev1.PodRunning {
 			t.Errorf("the running pod is %s", pod.Status.Phase)
@@ -100,5 +102,29 @@ func TestAdmission(t *testing.T) {
 		w.until("nothing left", func() bool { return len(w.left()) == 0 })
 		w.create("c", func(p *corev1.Pod) { p.Spec.Containers[0].Resources = guaranteed("500m") })
 		w.until("Running", w.podIs("c", corev1.PodRunning))
+	})
+}
+
+// TestRoomOfADeletedPod: the place of a pod whose object is gone is free at once, though its
+// process is not.
+func TestRoomOfADeletedPod(t *testing.T) {
+	w := newWorld(t)
+	w.allocatable = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1")}
+	synctest.Test(t, func(t *testing.T) {
+		w.t = t
+		w.deaf["app"] = true
+		w.boot("")
+		most := func(p *corev1.Pod) { p.Spec.Containers[0].Resources = guaranteed("700m") }
+		w.create("a", most)
+		w.until("Running", w.podIs("a", corev1.PodRunning))
+		w.delete("a", 0) // by force
+		synctest.Wait()
+		if !w.runs("app") {
+			t.Error("the process has ended already")
+		}
+		w.create("b", most)
+		w.until("admitted", w.podIs("b", corev1.PodRunning))
+		w.delete("b", 0)
+		w.until("nothing left", func() bool { return len(w.left()) == 0 })
 	})
 }

@@ -54,6 +54,11 @@ func Compute(pod *corev1.Pod, in Input) corev1.PodStatus {
 	s.Phase = phase(pod, s, in.Decision.Done)
 	reasons(&s, old, in)
 	s.Conditions = conditions(pod, s, in)
+	rejected := in.Refused != nil || isTerminal(old.Phase) && len(old.ContainerStatuses) == 0
+	if rejected && !slices.ContainsFunc(s.ContainerStatuses, hasRun) {
+		// As a kubelet's: with states that wait, kubectl would show those instead of the reason.
+		s.InitContainerStatuses, s.ContainerStatuses, s.EphemeralContainerStatuses = nil, nil, nil
+	}
 	return s
 }
 
