@@ -1,15 +1,14 @@
 package services
 
 import (
-	"fmt"
 	"maps"
-	"os"
 	"strconv"
-	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"github.com/vk-metal/vk-metal/internal/linuxns"
 )
 
 // A connection that an endpoint resets stays in the connection tracking, translation and
@@ -49,11 +48,11 @@ func (t *table) closing() expr.CtStatePolicyTimeout {
 
 // tcpTimeout reads a time-out of the thread's network namespace.
 func tcpTimeout(name string) (uint32, error) {
-	text, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_tcp_timeout_" + name)
+	text, err := linuxns.GetSysctl("net.netfilter.nf_conntrack_tcp_timeout_" + name)
 	if err != nil {
-		return 0, fmt.Errorf("read time-out of the connection tracking: %w", err)
+		return 0, err
 	}
-	seconds, err := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 32)
+	seconds, err := strconv.ParseUint(text, 10, 32)
 	return uint32(seconds), err
 }
 
