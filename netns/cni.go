@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
@@ -271,12 +270,9 @@ func (c *CNI) Teardown(ctx context.Context, podUID string) error {
 	if err := c.release(ctx, podUID); err != nil {
 		return fail(err)
 	}
-	path := c.layout.Namespace(podUID, "net")
-	if err := linuxns.Remove(path); err != nil {
+	if err := removeNamespace(c.layout, podUID); err != nil {
 		return fail(err)
 	}
-	// Others' namespaces may lie beside ours, then the directory stays for them.
-	_ = os.Remove(filepath.Dir(path))
 	return nil
 }
 

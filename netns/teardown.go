@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vk-metal/vk-metal/internal/linuxns"
+	"github.com/vk-metal/vk-metal/internal/paths"
 )
 
 // reapPatience is how long the kernel may take to end a link with its namespace before
@@ -51,14 +52,22 @@ func (m *Manager) Teardown(ctx context.Context, podUID string) error {
 	if err := m.doom(podUID); err != nil {
 		return fail(err)
 	}
-	path := m.layout.Namespace(podUID, "net")
-	if err := linuxns.Remove(path); err != nil {
+	if err := removeNamespace(m.layout, podUID); err != nil {
 		return fail(err)
 	}
-	// Others' namespaces may lie beside ours, then the directory stays for them.
-	_ = os.Remove(filepath.Dir(path))
 	signal(m.reaping)
 	return m.step("teardown namespace")
+}
+
+// removeNamespace unbinds the pod's namespace. Others may lie beside it, then the directory
+// stays for them.
+func removeNamespace(layout paths.Layout, podUID string) error {
+	path := layout.Namespace(podUID, "net")
+	if err := linuxns.Remove(path); err != nil {
+		return err
+	}
+	_ = os.Remove(filepath.Dir(path))
+	return nil
 }
 
 func (m *Manager) step(name string) error {
