@@ -51,7 +51,7 @@ func (w *worker) imageVolume(pod *corev1.Pod, v corev1.Volume) *op {
 		var image images.Image
 		err := w.step("image-volume", func() (err error) {
 			image, err = w.p.deps.Images.Ensure(ctx, images.PullRequest{
-				Ref: v.Image.Reference, Policy: v.Image.PullPolicy, Secrets: w.pullSecrets(ctx, pod),
+				Ref: v.Image.Reference, Policy: v.Image.PullPolicy, Secrets: w.pullSecrets(ctx, pod), Pod: pod,
 				Event: func(e images.PullEvent) { w.event(pod, nil, e.Type, e.Reason, e.Message) },
 			})
 			return err

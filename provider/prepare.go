@@ -174,7 +174,7 @@ func (w *worker) image(pod *corev1.Pod, c podplan.Container, attempt int) *op {
 		var image images.Image
 		err := w.step("image", func() (err error) {
 			image, err = w.p.deps.Images.Ensure(ctx, images.PullRequest{
-				Ref: c.Image, Policy: pullPolicy(c), Secrets: secrets,
+				Ref: c.Image, Policy: pullPolicy(c), Secrets: secrets, Pod: pod,
 				Event: func(e images.PullEvent) { w.event(pod, &c, e.Type, e.Reason, e.Message) },
 			})
 			return err

@@ -38,6 +38,7 @@ func imageOptions(layout paths.Layout, cfg config.Config) images.Options {
 	o := images.Options{
 		Root: layout.Images(), HostsDir: cfg.Registries.ConfigPath,
 		HostImages: cfg.HostImages.Enabled, HostMounts: layout.HostRoots(), Private: layout.Private(),
+		Verify: images.Verification{Policy: cfg.ImagePullVerification.Policy, Allowlist: cfg.ImagePullVerification.Allowlist},
 	}
 	for _, root := range cfg.HostImages.Roots {
 		o.HostRoots = append(o.HostRoots, images.HostRoot(root))

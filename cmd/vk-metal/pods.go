@@ -38,6 +38,7 @@ type podParts struct {
 	own      *netns.Manager // nil where network plugins give pods theirs
 	routes   *hostgw.Router
 	images   *images.Manager
+	logins   *images.CredentialProviders // nil for none
 	imageGC  *images.Collector
 	probes   *prometheus.Registry
 	volumes  *volumes.Manager
@@ -64,11 +65,12 @@ func (a *agent) openHost(ctx context.Context) (err error) {
 	options := imageOptions(a.g.layout, a.cfg)
 	options.Logger = a.log
 	if registries := a.cfg.Registries; registries.CredentialProviderConfig != "" {
-		options.Providers, err = images.LoadCredentialProviders(registries.CredentialProviderConfig, registries.CredentialProviderBinDir)
+		a.pods.logins, err = images.LoadCredentialProviders(registries.CredentialProviderConfig, registries.CredentialProviderBinDir)
 		if err != nil {
 			return err
 		}
 	}
+	options.Providers = a.pods.logins
 	a.pods.images, err = images.NewManager(options)
 	return err
 }
@@ -80,6 +82,7 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 		return nil, err
 	}
 	source := objects.NewSource(ctx, a.client, objects.Options{Logger: a.log})
+	a.pods.logins.UseAccounts(source)
 	allocatable := func() corev1.ResourceList { return a.node.Latest().Status.Allocatable }
 	a.pods.volumes, err = volumes.NewManager(volumes.Options{
 		Layout: a.g.layout, Objects: source, Claims: volumes.APIClaims{Client: a.client}, CSI: a.pods.csi, Node: a.self, NodeAllocatable: allocatable, Logger: a.log,

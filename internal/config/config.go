@@ -65,6 +65,8 @@ type Config struct {
 	// AllowedUnsafeSysctls are sysctls, or groups of them ending in *, that pods may set
 	// besides Kubernetes' safe ones.
 	AllowedUnsafeSysctls []string
+	// ImagePullVerification says for which present images pods have to prove that they may pull them.
+	ImagePullVerification ImagePullVerification
 
 	Registries Registries
 	HostImages HostImages
@@ -91,6 +93,13 @@ type Registries struct {
 	// CredentialProviderConfig is a kubelet's configuration of credential provider plugins, whose
 	// programs are in CredentialProviderBinDir; empty for none.
 	CredentialProviderConfig, CredentialProviderBinDir string
+}
+
+// ImagePullVerification is a kubelet's imagePullCredentialsVerificationPolicy and
+// preloadedImagesVerificationAllowlist.
+type ImagePullVerification struct {
+	Policy    string
+	Allowlist []string
 }
 
 // HostImages are images that are programs of the host (docs/host-images.md).

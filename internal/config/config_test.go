@@ -34,6 +34,8 @@ kubeAPIQPS: 20
 kubeAPIBurst: 40
 podPidsLimit: 4096
 seccompDefault: true
+imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages
+preloadedImagesVerificationAllowlist: [busybox, "registry.example:5000/team/*"]
 allowedUnsafeSysctls: [net.core.somaxconn, "kernel.msg*", net/ipv4/*]
 registries:
   configPath: /srv/certs.d
@@ -76,6 +78,9 @@ func TestParseFull(t *testing.T) {
 	if c.Logs != (Logs{50 << 20, 3}) || c.Network.Masquerade || c.Network.MTU != 1400 || c.Network.Encapsulation != "CrossSubnet" || c.Network.VXLANPort != 4789 ||
 		!c.HostImages.Enabled || !slices.Equal(c.HostImages.Roots, []HostRoot{{"web", "/srv/web.raw", "signed"}, {"trixie", "/srv/trixie", ""}}) {
 		t.Errorf("sections: %+v %+v", c.Logs, c.Network)
+	}
+	if v := c.ImagePullVerification; v.Policy != "NeverVerifyAllowlistedImages" || !slices.Equal(v.Allowlist, []string{"busybox", "registry.example:5000/team/*"}) {
+		t.Errorf("verification %+v", v)
 	}
 	if want := []string{"net.core.somaxconn", "kernel.msg*", "net.ipv4.*"}; !c.SeccompDefault || c.PodPidsLimit != 4096 || c.KubeAPIQPS != 20 || c.KubeAPIBurst != 40 || !slices.Equal(c.AllowedUnsafeSysctls, want) {
 		t.Errorf("seccompDefault %v, sysctls %q", c.SeccompDefault, c.AllowedUnsafeSysctls)
@@ -145,6 +150,10 @@ func TestParseMistakes(t *testing.T) {
 		"bad URL":             {head[:len(head)-1] + "\nkubeconfig: x\n", `kubeconfig: "x" must be an absolute path`},
 		"http URL":            {"apiVersion: vk-metal.io/v1alpha1\nkind: NodeConfig\napiServers: [http://a:1]\n", `apiServers: "http://a:1" is not an API server`},
 		"loopback node IP":    {head + "nodeIPs: [127.0.0.1]\n", "cannot be reached from other nodes"},
+		"an allowlist alone":  {head + "preloadedImagesVerificationAllowlist: [busybox]\n", "needs imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages"},
+		"an allowlisted tag":  {head + "preloadedImagesVerificationAllowlist: [\"busybox:1\"]\n", "must be a repository without tag and digest"},
+		"an allowlisted star": {head + "preloadedImagesVerificationAllowlist: [\"registry.example/a*\"]\n", "must be a repository without tag and digest"},
+		"an odd policy":       {head + "imagePullCredentialsVerificationPolicy: Sometimes\n", "must be one of NeverVerify, "},
 		"half of providers":   {head + "registries: {credentialProviderBinDir: /x}\n", "give both credentialProviderConfig and credentialProviderBinDir"},
 		"two IPv4":            {head + "nodeIPs: [192.0.2.1, 192.0.2.2]\n", "f.yaml:4: nodeIPs: give one address, or one IPv4 and one IPv6"},
 		"forbidden label":     {head + "nodeLabels: {kubernetes.io/role: x}\n", "kubectl label node"},

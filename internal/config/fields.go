@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/distribution/reference"
 	"gopkg.in/yaml.v3"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -48,6 +49,9 @@ func (c *Config) fields(d *decoder) []field {
 		parsed(d, "podPidsLimit", &c.PodPidsLimit, parsePidsLimit),
 		parsed(d, "seccompDefault", &c.SeccompDefault, parseBool),
 		listOf(d, "allowedUnsafeSysctls", &c.AllowedUnsafeSysctls, parseSysctl),
+		parsed(d, "imagePullCredentialsVerificationPolicy", &c.ImagePullVerification.Policy,
+			parseOneOf("NeverVerify", "NeverVerifyPreloadedImages", "NeverVerifyAllowlistedImages", "AlwaysVerify")),
+		listOf(d, "preloadedImagesVerificationAllowlist", &c.ImagePullVerification.Allowlist, parseRepositories),
 		d.section("registries",
 			parsed(d, "configPath", &c.Registries.ConfigPath, parsePath),
 			parsed(d, "credentialProviderConfig", &c.Registries.CredentialProviderConfig, parsePath),
@@ -102,6 +106,19 @@ func (c *Config) fields(d *decoder) []field {
 func parseInterface(text string) (string, error) {
 	if text == "" || text == "." || text == ".." || len(text) > 15 || strings.ContainsAny(text, "/: \t\n") {
 		return "", fmt.Errorf("%q cannot be the name of a network interface", text)
+	}
+	return text, nil
+}
+
+// parseRepositories takes a repository, without tag and digest, or all below one.
+func parseRepositories(text string) (string, error) {
+	name := text
+	if prefix, all := strings.CutSuffix(text, "/*"); all {
+		name = prefix + "/all"
+	}
+	named, err := reference.ParseNormalizedNamed(name)
+	if err != nil || !reference.IsNameOnly(named) {
+		return "", fmt.Errorf("%q must be a repository without tag and digest, such as registry.example/team/app, or registry.example/team/* for all below it", text)
 	}
 	return text, nil
 }

@@ -121,6 +121,10 @@ func (d *decoder) crossCheck(c *Config, root *yaml.Node) {
 	}
 	d.checkThresholds(c, root)
 	d.checkEviction(&c.Eviction, root)
+	if v := c.ImagePullVerification; len(v.Allowlist) > 0 && v.Policy != "NeverVerifyAllowlistedImages" {
+		d.fail(lookup(root, "preloadedImagesVerificationAllowlist").Line, "preloadedImagesVerificationAllowlist",
+			"needs imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages")
+	}
 	if r := c.Registries; (r.CredentialProviderConfig == "") != (r.CredentialProviderBinDir == "") {
 		d.fail(lookup(root, "registries").Line, "registries", "give both credentialProviderConfig and credentialProviderBinDir, or neither")
 	}

@@ -34,6 +34,7 @@ type ensuring struct {
 	req   PullRequest
 	ref   imageRef
 	creds []credential
+	asked bool // providers have been
 }
 
 // Ensure implements Store.
@@ -54,7 +55,7 @@ func (m *Manager) Ensure(ctx context.Context, req PullRequest) (Image, error) {
 		return e.hostImage(ctx)
 	}
 	if e.policy() != corev1.PullAlways {
-		img, done, err := e.fromStore()
+		img, done, err := e.fromStore(ctx)
 		if done || err != nil {
 			return img, err
 		}
@@ -74,13 +75,13 @@ func (e *ensuring) policy() corev1.PullPolicy {
 }
 
 // fromStore answers without a registry where the policy and the pod's credentials allow it.
-func (e *ensuring) fromStore() (img Image, done bool, err error) {
+func (e *ensuring) fromStore(ctx context.Context) (img Image, done bool, err error) {
 	r, ok, err := e.m.present(e.ref.canonical())
 	if err != nil {
 		img, err = e.fail(eventInspect, reasonInspectError, fmt.Errorf("Failed to inspect image %q: %w", e.req.Ref, err)) //nolint:staticcheck // the kubelet's text
 		return img, false, err
 	}
-	if ok && e.mayUse(r) {
+	if ok && e.mayUse(ctx, r.Access[e.ref.repo()]) {
 		e.event(corev1.EventTypeNormal, eventPulled,
 			fmt.Sprintf("Container image %q already present on machine and can be accessed by the pod", e.req.Ref))
 		return e.use(r), true, nil
@@ -93,20 +94,34 @@ func (e *ensuring) fromStore() (img Image, done bool, err error) {
 	return Image{}, false, nil
 }
 
-// mayUse says whether the pod may have an image that is present: it was pulled without
-// credentials, imported, with credentials of the node, or with some that this pod has too.
-func (e *ensuring) mayUse(r Record) bool {
-	if r.Access.Anyone {
+// mayUse says whether the pod may have an image that is present: the node's policy asks for no
+// proof, or it was pulled under this name without credentials, with credentials of the node, or
+// with some that this pod has too.
+func (e *ensuring) mayUse(ctx context.Context, access Access) bool {
+	if e.m.opts.Verify.exempts(e.ref.repo(), access) || access.Anyone {
 		return true
 	}
-	if slices.ContainsFunc(r.Access.Credentials, func(hash string) bool { return strings.HasPrefix(hash, nodeCredentialPrefix) }) {
+	known := func(prefix string) bool {
+		return slices.ContainsFunc(access.Credentials, func(name string) bool { return strings.HasPrefix(name, prefix) })
+	}
+	if known(nodeCredentialPrefix) || e.proves(access) {
 		return true
 	}
-	return slices.ContainsFunc(e.creds, func(c credential) bool { return slices.Contains(r.Access.Credentials, c.hash) })
+	if known(accountPrefix) {
+		e.askProviders(ctx)
+	}
+	return e.proves(access)
+}
+
+// proves says whether one of the pod's logins is among those that worked.
+func (e *ensuring) proves(access Access) bool {
+	return slices.ContainsFunc(e.creds, func(c credential) bool {
+		return slices.ContainsFunc(c.names(), func(name string) bool { return slices.Contains(access.Credentials, name) })
+	})
 }
 
 func (e *ensuring) fromRegistry(ctx context.Context) (Image, error) {
-	key := e.ref.canonical()
+	key := e.backOffKey()
 	if e.m.backoff.IsInBackOffSinceUpdate(key, time.Now()) {
 		return e.backOff(key)
 	}
@@ -133,9 +148,22 @@ func (e *ensuring) fromRegistry(ctx context.Context) (Image, error) {
 	return e.use(r), nil
 }
 
-// askProviders adds the node's own logins after the pod's.
+// backOffKey is the pod and the image, as with a kubelet: a pod whose credentials do not work is
+// not to hold up those whose do.
+func (e *ensuring) backOffKey() string {
+	if e.req.Pod == nil {
+		return e.ref.canonical()
+	}
+	return string(e.req.Pod.UID) + " " + e.ref.canonical()
+}
+
+// askProviders adds the logins that plugins give, once, after the pod's own.
 func (e *ensuring) askProviders(ctx context.Context) {
-	list, errs := e.m.opts.Providers.logins(ctx, e.ref.repo())
+	if e.asked {
+		return
+	}
+	e.asked = true
+	list, errs := e.m.opts.Providers.logins(ctx, e.ref.repo(), e.req.Pod)
 	for _, err := range errs {
 		e.m.log.WarnContext(ctx, "Credential provider left out", "image", e.req.Ref, "error", err)
 	}

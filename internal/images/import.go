@@ -322,8 +322,9 @@ func (im *importer) store(ctx context.Context, img newImage, tags []string, mani
 		refs = append(refs, ref)
 	}
 	r, err := im.m.install(ctx, img, func(r *Record) {
-		r.Access.Anyone = true
+		r.Access = map[string]Access{}
 		for _, ref := range refs {
+			r.Access[ref.repo()] = Access{Preloaded: true}
 			if ref.tag != "" {
 				r.Tags = union(r.Tags, []string{ref.canonical()})
 			}

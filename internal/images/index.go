@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,8 +29,9 @@ type Record struct {
 	Layers []string  `json:"layers"`
 	Size   int64     `json:"size"` // compressed layers and config, in bytes
 	Pulled time.Time `json:"pulled"`
-	// Access says which pods may use the image without asking the registry again.
-	Access Access `json:"access"`
+	// Access says for each repository that the image was had from which pods may use it under that
+	// name without asking the registry again.
+	Access map[string]Access `json:"accessByRepository,omitempty"`
 
 	// LastUsed is the file's modification time; only Records fills it in.
 	LastUsed time.Time `json:"-"`
@@ -38,14 +40,40 @@ type Record struct {
 // Access is who proved to the registry that they may read the image.
 type Access struct {
 	Anyone bool `json:"anyone,omitempty"`
-	// Credentials are SHA-256 hashes of registry credentials that worked.
+	// Preloaded says that the administrator brought it.
+	Preloaded bool `json:"preloaded,omitempty"`
+	// Credentials that worked: SHA-256 hashes of logins, coordinates of secrets and of service
+	// accounts, names of the node's own plugins.
 	Credentials []string `json:"credentials,omitempty"`
 }
 
 func (a Access) merge(b Access) Access {
-	a.Anyone = a.Anyone || b.Anyone
+	a.Anyone, a.Preloaded = a.Anyone || b.Anyone, a.Preloaded || b.Preloaded
 	a.Credentials = union(a.Credentials, b.Credentials)
 	return a
+}
+
+// mergeAccess is both, in a new map.
+func mergeAccess(a, b map[string]Access) map[string]Access {
+	out := maps.Clone(a)
+	if out == nil {
+		out = map[string]Access{}
+	}
+	for repo, access := range b {
+		out[repo] = out[repo].merge(access)
+	}
+	return out
+}
+
+// repos are the repositories in the image's names.
+func (r Record) repos() []string {
+	var list []string
+	for _, name := range slices.Concat(r.Tags, r.Digests) {
+		if ref, err := parseRef(name); err == nil {
+			list = append(list, ref.repo())
+		}
+	}
+	return list
 }
 
 func union(a, b []string) []string {
@@ -119,9 +147,19 @@ func readRecord(path string) (Record, error) {
 	if err != nil {
 		return Record{}, fmt.Errorf("read image record: %w", err)
 	}
-	var r Record
-	if err := json.Unmarshal(data, &r); err != nil {
+	var stored struct {
+		Record
+		ForAll *Access `json:"access"` // of all names alike, as earlier versions wrote it
+	}
+	if err := json.Unmarshal(data, &stored); err != nil {
 		return Record{}, fmt.Errorf("read image record %s: %w", path, err)
+	}
+	r := stored.Record
+	if stored.ForAll != nil && r.Access == nil {
+		r.Access = map[string]Access{}
+		for _, repo := range r.repos() {
+			r.Access[repo] = *stored.ForAll
+		}
 	}
 	if err := r.ID.Validate(); err != nil {
 		return Record{}, fmt.Errorf("read image record %s: %w", path, err)
@@ -184,7 +222,7 @@ func (x *index) put(r Record) (Record, error) {
 	}
 	if old, ok := records[r.ID]; ok {
 		r.Tags, r.Digests = union(old.Tags, r.Tags), union(old.Digests, r.Digests)
-		r.Access = old.Access.merge(r.Access)
+		r.Access = mergeAccess(old.Access, r.Access)
 	}
 	if err := x.write(r); err != nil {
 		return r, err

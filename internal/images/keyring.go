@@ -21,6 +21,19 @@ type credential struct {
 	auth authn.AuthConfig
 	// hash names the login in Access; empty for none.
 	hash string
+	// from names the secret that it is from: its pods may use what it once pulled also when its
+	// passwords have changed.
+	from string
+}
+
+const secretPrefix = "secret:"
+
+// names are those under which Access knows the login.
+func (c credential) names() []string {
+	if c.from == "" {
+		return []string{c.hash}
+	}
+	return []string{c.hash, c.from}
 }
 
 func (c credential) authenticator() authn.Authenticator {
@@ -61,6 +74,9 @@ func credentials(secrets []corev1.Secret, repo string) ([]credential, []error) {
 			if err != nil {
 				errs = append(errs, fmt.Errorf("read login for %q: %w", location, err))
 				continue
+			}
+			if secrets[i].UID != "" { // the API's
+				cred.from = secretPrefix + coordinates(&secrets[i])
 			}
 			byKey[key] = append(byKey[key], cred)
 		}

@@ -28,6 +28,8 @@ type Options struct {
 	HostsDir string
 	// Providers are asked for logins besides those of pods; nil for none.
 	Providers *CredentialProviders
+	// Verify says which present images pods have to prove access to.
+	Verify Verification
 	// HostImages allows references to host images (docs/host-images.md).
 	HostImages bool
 	// HostRoots are further host images; their disk images are mounted below HostMounts, a

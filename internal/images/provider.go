@@ -2,6 +2,7 @@ package images
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -15,6 +16,7 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
+	corev1 "k8s.io/api/core/v1"
 	kubeletconfig "k8s.io/kubelet/config/v1"
 	credentialapi "k8s.io/kubelet/pkg/apis/credentialprovider/v1"
 	"sigs.k8s.io/yaml"
@@ -28,6 +30,7 @@ type CredentialProviders struct {
 	binDir    string
 	providers []kubeletconfig.CredentialProvider
 	timeout   time.Duration
+	accounts  Accounts
 
 	flight keylock.Mutex
 	mu     sync.Mutex
@@ -87,8 +90,9 @@ func checkProvider(p *kubeletconfig.CredentialProvider, binDir string) error {
 		return errors.New("defaultCacheDuration: must be given and not be negative")
 	case p.APIVersion != credentialVersion:
 		return fmt.Errorf("apiVersion: %q is not supported, %s is", p.APIVersion, credentialVersion)
-	case p.TokenAttributes != nil:
-		return errors.New("tokenAttributes: not supported by this version of vk-metal")
+	}
+	if err := checkTokenAttributes(p.TokenAttributes); err != nil {
+		return err
 	}
 	for _, match := range p.MatchImages {
 		if _, err := locationKey(match); err != nil {
@@ -101,9 +105,17 @@ func checkProvider(p *kubeletconfig.CredentialProvider, binDir string) error {
 	return nil
 }
 
-// logins asks the plugins that match the repository, in their order. What fails is told beside
-// what the others say.
-func (c *CredentialProviders) logins(ctx context.Context, repo string) (list []credential, errs []error) {
+// UseAccounts gives plugins that want them the tokens of pods' service accounts. It is to be
+// called before the first pull.
+func (c *CredentialProviders) UseAccounts(accounts Accounts) {
+	if c != nil {
+		c.accounts = accounts
+	}
+}
+
+// logins asks the plugins that match the repository and are for the pod, which may be nil, in
+// their order. What fails is told beside what the others say.
+func (c *CredentialProviders) logins(ctx context.Context, repo string, pod *corev1.Pod) (list []credential, errs []error) {
 	if c == nil {
 		return nil, nil
 	}
@@ -112,14 +124,21 @@ func (c *CredentialProviders) logins(ctx context.Context, repo string) (list []c
 		if !slices.ContainsFunc(p.MatchImages, func(match string) bool { return matchesRepo(match, repo) }) {
 			continue
 		}
-		auth, err := c.ask(ctx, p, repo)
+		of, err := c.accountFor(ctx, p, pod)
+		if errors.Is(err, errNoAccount) {
+			continue
+		}
+		var auth map[string]credentialapi.AuthConfig
+		if err == nil {
+			auth, err = c.ask(ctx, p, repo, of)
+		}
 		if err != nil {
 			errs = append(errs, fmt.Errorf("credential provider %s: %w", p.Name, err))
 			continue
 		}
 		for _, location := range slices.Backward(sortedLocations(auth)) {
 			if matchesRepo(location, repo) {
-				list = append(list, nodeCredential(p.Name, auth[location]))
+				list = append(list, of.credential(p.Name, auth[location]))
 			}
 		}
 	}
@@ -140,33 +159,39 @@ func matchesRepo(match, repo string) bool {
 	return err == nil && locationMatches(key, repo)
 }
 
-// nodeCredential is a login of the node itself: its passwords change, and all pods may use what
-// was pulled with it (a kubelet's NodePodsAccessible).
-func nodeCredential(provider string, auth credentialapi.AuthConfig) credential {
-	return credential{auth: authn.AuthConfig{Username: auth.Username, Password: auth.Password}, hash: nodeCredentialPrefix + provider}
+// credential is a login of the account, or of the node itself: its passwords change. What was
+// pulled with it pods of the account may use, or all pods (a kubelet's NodePodsAccessible).
+func (a account) credential(provider string, auth credentialapi.AuthConfig) credential {
+	return credential{
+		auth: authn.AuthConfig{Username: auth.Username, Password: auth.Password},
+		hash: cmp.Or(a.name, nodeCredentialPrefix+provider),
+	}
 }
 
 const nodeCredentialPrefix = "node:"
 
 // ask answers from the cache or calls the plugin; of several callers for one answer one does.
-func (c *CredentialProviders) ask(ctx context.Context, p *kubeletconfig.CredentialProvider, repo string) (map[string]credentialapi.AuthConfig, error) {
-	unlock, err := c.flight.LockContext(ctx, p.Name)
+func (c *CredentialProviders) ask(ctx context.Context, p *kubeletconfig.CredentialProvider, repo string, of account) (map[string]credentialapi.AuthConfig, error) {
+	unlock, err := c.flight.LockContext(ctx, p.Name+" "+of.cacheKey)
 	if err != nil {
 		return nil, err
 	}
 	defer unlock()
-	if auth, ok := c.cached(p.Name, repo); ok {
+	if auth, ok := c.cached(p.Name, repo, of); ok {
 		return auth, nil
 	}
-	answer, err := c.call(ctx, p, repo)
+	answer, err := c.call(ctx, p, repo, of)
 	if err != nil {
+		return nil, err
+	}
+	if err := mayKeep(p, answer, of); err != nil {
 		return nil, err
 	}
 	life := p.DefaultCacheDuration.Duration
 	if answer.CacheDuration != nil {
 		life = answer.CacheDuration.Duration
 	}
-	key, err := cacheKey(answer.CacheKeyType, p.Name, repo)
+	key, err := cacheKey(answer.CacheKeyType, p.Name, repo, of)
 	if err != nil {
 		return nil, err
 	}
@@ -178,21 +203,38 @@ func (c *CredentialProviders) ask(ctx context.Context, p *kubeletconfig.Credenti
 	return answer.Auth, nil
 }
 
+// mayKeep refuses a pod's token as the password of its whole account, as a kubelet does.
+func mayKeep(p *kubeletconfig.CredentialProvider, answer *credentialapi.CredentialProviderResponse, of account) error {
+	if of.token == "" || p.TokenAttributes.CacheType == kubeletconfig.TokenServiceAccountTokenCacheType {
+		return nil
+	}
+	for _, auth := range answer.Auth {
+		if auth.Password == of.token {
+			return fmt.Errorf("its answer has the pod's token as password, which needs tokenAttributes.cacheType: %s", kubeletconfig.TokenServiceAccountTokenCacheType)
+		}
+	}
+	return nil
+}
+
 // cacheKey is for whom the answer is good.
-func cacheKey(kind credentialapi.PluginCacheKeyType, provider, repo string) (string, error) {
+func cacheKey(kind credentialapi.PluginCacheKeyType, provider, repo string, of account) (string, error) {
+	whom := " "
+	if of.cacheKey != "" {
+		whom = " " + of.cacheKey + " "
+	}
 	switch kind {
 	case credentialapi.ImagePluginCacheKeyType:
-		return provider + " image " + repo, nil
+		return provider + whom + "image " + repo, nil
 	case credentialapi.RegistryPluginCacheKeyType:
 		host, _ := cutHost(repo)
-		return provider + " registry " + host, nil
+		return provider + whom + "registry " + host, nil
 	case credentialapi.GlobalPluginCacheKeyType:
-		return provider + " global", nil
+		return provider + whom + "global", nil
 	}
 	return "", fmt.Errorf("its answer has an unknown cacheKeyType %q", kind)
 }
 
-func (c *CredentialProviders) cached(provider, repo string) (map[string]credentialapi.AuthConfig, bool) {
+func (c *CredentialProviders) cached(provider, repo string, of account) (map[string]credentialapi.AuthConfig, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
@@ -204,7 +246,7 @@ func (c *CredentialProviders) cached(provider, repo string) (map[string]credenti
 	for _, kind := range []credentialapi.PluginCacheKeyType{
 		credentialapi.ImagePluginCacheKeyType, credentialapi.RegistryPluginCacheKeyType, credentialapi.GlobalPluginCacheKeyType,
 	} {
-		if key, err := cacheKey(kind, provider, repo); err == nil {
+		if key, err := cacheKey(kind, provider, repo, of); err == nil {
 			if held, ok := c.cache[key]; ok {
 				return held.auth, true
 			}
@@ -217,8 +259,8 @@ func (c *CredentialProviders) cached(provider, repo string) (map[string]credenti
 const maxAnswer = 1 << 20
 
 // call runs the plugin once: the request is its input, the answer its output.
-func (c *CredentialProviders) call(ctx context.Context, p *kubeletconfig.CredentialProvider, repo string) (*credentialapi.CredentialProviderResponse, error) {
-	request := credentialapi.CredentialProviderRequest{Image: repo}
+func (c *CredentialProviders) call(ctx context.Context, p *kubeletconfig.CredentialProvider, repo string, of account) (*credentialapi.CredentialProviderResponse, error) {
+	request := credentialapi.CredentialProviderRequest{Image: repo, ServiceAccountToken: of.token, ServiceAccountAnnotations: of.annotations}
 	request.APIVersion, request.Kind = credentialVersion, "CredentialProviderRequest"
 	input, err := json.Marshal(request)
 	if err != nil {

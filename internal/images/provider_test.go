@@ -61,7 +61,7 @@ func TestCredentialProvidersAnswerAndAreCached(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			c, dir := load(t, `[ "$1 $WHO" = "one me" ] || exit 1; `+answer(kind, "", `"*.example.com":{"username":"u","password":"p"},"other.org":{"username":"no"}`))
 			for _, repo := range []string{"a.example.com/x", "a.example.com/x", "a.example.com/y", "b.example.com/x", "example.com/x", "other.org/x"} {
-				list, errs := c.logins(t.Context(), repo)
+				list, errs := c.logins(t.Context(), repo, nil)
 				matches := strings.HasSuffix(strings.Split(repo, "/")[0], ".example.com")
 				if len(errs) > 0 || matches != (len(list) == 1) {
 					t.Fatalf("%s: %v %v", repo, list, errs)
@@ -84,7 +84,7 @@ func TestCredentialProvidersAnswerAndAreCached(t *testing.T) {
 func TestAnswersThatMayNotBeKept(t *testing.T) {
 	c, dir := load(t, answer("Global", `"cacheDuration":"0s",`, `"a.example.com":{"username":"u"}`))
 	for range 2 {
-		if list, errs := c.logins(t.Context(), "a.example.com/x"); len(list) != 1 || len(errs) > 0 {
+		if list, errs := c.logins(t.Context(), "a.example.com/x", nil); len(list) != 1 || len(errs) > 0 {
 			t.Fatalf("%v %v", list, errs)
 		}
 	}
@@ -102,7 +102,7 @@ func TestBadAnswers(t *testing.T) {
 		if name == "hangs" {
 			c.timeout = time.Millisecond
 		}
-		list, errs := c.logins(context.Background(), "a.example.com/x")
+		list, errs := c.logins(context.Background(), "a.example.com/x", nil)
 		if len(list) != 0 || len(errs) != 1 || strings.Contains(errs[0].Error(), "secret") {
 			t.Errorf("%s: %v %v", name, list, errs)
 		}
@@ -116,7 +116,6 @@ func TestBadProviderConfigs(t *testing.T) {
 		"apiVersion: credentialprovider.kubelet.k8s.io/v1 -> apiVersion: credentialprovider.kubelet.k8s.io/v1beta1": "apiVersion",
 		"defaultCacheDuration: 1h -> # none":                                             "defaultCacheDuration",
 		`matchImages: ["*.example.com", "reg.example.org:5000/team"] -> matchImages: []`: "matchImages",
-		"args: [one] -> tokenAttributes: {serviceAccountTokenAudience: x}":               "tokenAttributes",
 		"args: [one] -> unknown: 1":                                                      "unknown",
 	} {
 		from, to, _ := strings.Cut(change, " -> ")

@@ -80,9 +80,9 @@ func (p *puller) run(ctx context.Context) (Record, error) {
 	if err != nil {
 		return Record{}, fmt.Errorf("resolve: %w", err)
 	}
-	access := Access{Anyone: p.cred.hash == ""}
-	if !access.Anyone {
-		access.Credentials = []string{p.cred.hash}
+	access := map[string]Access{p.ref.repo(): {Anyone: true}}
+	if p.cred.hash != "" {
+		access[p.ref.repo()] = Access{Credentials: p.cred.names()}
 	}
 	if known != nil {
 		known.Access = access

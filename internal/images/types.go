@@ -61,14 +61,17 @@ type PullRequest struct {
 	Ref     string
 	Policy  corev1.PullPolicy
 	Secrets []corev1.Secret // dockerconfigjson and dockercfg, tried in order
-	Event   func(PullEvent) // may be nil
+	// Pod is who asks: it waits for its own failures only, and its service account is shown to
+	// plugins that want it. Nil is the administrator.
+	Pod   *corev1.Pod
+	Event func(PullEvent) // may be nil
 }
 
 // Store is what the provider needs of images. *Manager implements it.
 type Store interface {
 	// Ensure makes the image present by the policy and returns it. Concurrent pulls of
 	// one reference are one pull. Errors are *Error, back-off included (10 s doubling to 5 min,
-	// per image reference).
+	// per pod and image reference).
 	Ensure(ctx context.Context, req PullRequest) (Image, error)
 	// Get returns a present image by digest or ID; used after an agent restart.
 	Get(ctx context.Context, digest string) (Image, bool, error)

@@ -120,6 +120,15 @@ func serviceAccount(pod *corev1.Pod) string {
 	return pod.Spec.ServiceAccountName
 }
 
+// ServiceAccount reads one of a pod on this node.
+func (c *Cache) ServiceAccount(ctx context.Context, namespace, name string) (account *corev1.ServiceAccount, err error) {
+	err = authorized(ctx, func() (err error) {
+		account, err = c.client.CoreV1().ServiceAccounts(namespace).Get(ctx, name, metav1.GetOptions{})
+		return err
+	})
+	return account, err
+}
+
 // requestToken asks for a token that is worth nothing once the pod is gone.
 func (c *Cache) requestToken(ctx context.Context, pod *corev1.Pod, audience string, seconds int64) (token, error) {
 	req := &authv1.TokenRequest{Spec: authv1.TokenRequestSpec{

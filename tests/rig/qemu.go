@@ -144,7 +144,7 @@ func (q *qemu) argv(rack Rack) ([]string, error) {
 		return nil, fmt.Errorf("encode agent configuration: %w", err)
 	}
 	kernel := strings.Join([]string{
-		"root=/dev/vda", "rw", "console=ttyS0", "quiet", "panic=-1", "systemd.unit=multi-user.target", "systemd.show_status=yes", "systemd.default_standard_error=journal+console",
+		"root=/dev/vda", "rw", "rootflags=prjquota", "console=ttyS0", "quiet", "panic=-1", "systemd.unit=multi-user.target", "systemd.show_status=yes", "systemd.default_standard_error=journal+console",
 		"systemd.hostname=" + m.Name, "systemd.machine_id=" + m.record.MachineID, "net.ifnames=0", "mitigations=off",
 		agentParam + base64.StdEncoding.EncodeToString(cfg),
 	}, " ")

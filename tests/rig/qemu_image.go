@@ -13,14 +13,15 @@ import (
 //go:embed rig-agent.service
 var agentUnit []byte
 
-// vmModules are what the initramfs needs to find the disk.
-const vmModules = "virtio_pci\nvirtio_blk\next4\ncrc32c_generic\n"
+// vmModules are what the initramfs needs to find the disk and to mount it with quotas.
+const vmModules = "virtio_pci\nvirtio_blk\next4\ncrc32c_generic\nquota_v2\n"
 
-// vmMasked would wait for a device manager, which software emulation is too slow for.
+// vmMasked would wait for a device manager, or compile Debian's own AppArmor profiles, which
+// software emulation is too slow for.
 var vmMasked = []string{
 	"systemd-udevd.service", "systemd-udevd-control.socket", "systemd-udevd-kernel.socket", "systemd-udev-trigger.service",
 	"systemd-udev-settle.service", "getty@tty1.service", "serial-getty@ttyS0.service", "console-getty.service",
-	"apt-daily.timer", "apt-daily-upgrade.timer", "e2scrub_all.timer", "fstrim.timer",
+	"apt-daily.timer", "apt-daily-upgrade.timer", "e2scrub_all.timer", "fstrim.timer", "apparmor.service",
 }
 
 // vmRecipe is what of a virtual machine's root the program decides.
@@ -28,7 +29,7 @@ func (c RootConfig) vmRecipe() string {
 	if !c.VM {
 		return ""
 	}
-	return string(agentUnit) + vmModules + strings.Join(vmMasked, " ") + imageSize
+	return string(agentUnit) + vmModules + strings.Join(vmMasked, " ") + imageSize + imageFeatures
 }
 
 // configureVM gives a root what only a virtual machine needs.
@@ -61,6 +62,8 @@ const (
 	imageInitrd = "initrd.img"
 	// imageSize is the size of the file system; the file is sparse.
 	imageSize = "8G"
+	// imageFeatures are those of the file system besides its usual ones: it counts by project.
+	imageFeatures = "quota,project"
 )
 
 // EnsureImage returns the directory of the disk image, kernel and initramfs made from a
@@ -99,7 +102,7 @@ func makeImage(ctx context.Context, root, dir string) error {
 			return err
 		}
 	}
-	return b.command(ctx, "mke2fs", "-q", "-t", "ext4", "-d", root, filepath.Join(dir, imageDisk), imageSize)
+	return b.command(ctx, "mke2fs", "-q", "-t", "ext4", "-O", imageFeatures, "-E", "quotatype=prjquota", "-d", root, filepath.Join(dir, imageDisk), imageSize)
 }
 
 // The files of a virtual machine in its directory.
