@@ -7,7 +7,9 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -16,20 +18,34 @@ import (
 
 // fakeCSI publishes directories.
 type fakeCSI struct {
-	dir   string
-	err   error
-	calls []string
-	stats func() // is called first; may be nil
+	dir     string
+	err     error
+	stats   func()                                        // is called first; may be nil
+	publish func(ctx context.Context, v csi.Volume) error // is called first; may be nil
+	mu      sync.Mutex
+	calls   []string
 }
 
-func (f *fakeCSI) Publish(_ context.Context, v csi.Volume) (csi.Published, error) {
-	f.calls = append(f.calls, "publish "+v.Name)
+func (f *fakeCSI) called(call string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.calls = append(f.calls, call)
+	slices.Sort(f.calls) // volumes are worked on side by side
+}
+
+func (f *fakeCSI) Publish(ctx context.Context, v csi.Volume) (csi.Published, error) {
+	f.called("publish " + v.Name)
+	if f.publish != nil {
+		if err := f.publish(ctx, v); err != nil {
+			return csi.Published{}, err
+		}
+	}
 	path := filepath.Join(f.dir, v.Name)
 	return csi.Published{Path: path, Group: true}, errors.Join(os.MkdirAll(path, 0o755), f.err)
 }
 
 func (f *fakeCSI) Unpublish(_ context.Context, v csi.Volume) error {
-	f.calls = append(f.calls, "unpublish "+v.Name+" "+string(v.Pod.UID))
+	f.called("unpublish " + v.Name + " " + string(v.Pod.UID))
 	return f.err
 }
 
@@ -104,4 +120,56 @@ func TestWhatDriversCannotDoIsToldInAKubeletsWords(t *testing.T) {
 		}
 	}
 	driver.err = nil
+}
+
+// TestVolumesDoNotWaitForOneAnother: each is asked for before any is there, and each that fails
+// has an event of its own, in the order of the spec.
+func TestVolumesDoNotWaitForOneAnother(t *testing.T) {
+	m, _, driver := csiManager(t)
+	var pod corev1.Pod
+	var all sync.WaitGroup
+	for _, name := range []string{"z", "bad", "y", "worse"} {
+		all.Add(1)
+		pod.Spec.Volumes = append(pod.Spec.Volumes, vol(name, corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{Driver: "d"}}))
+	}
+	pod.UID = testUID
+	driver.publish = func(ctx context.Context, v csi.Volume) error {
+		all.Done()
+		together := make(chan struct{})
+		go func() { all.Wait(); close(together) }()
+		select {
+		case <-together:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+		if strings.Contains("bad worse", v.Name) {
+			return errors.New("no " + v.Name)
+		}
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	_, err := m.Prepare(ctx, &pod, PodInfo{})
+	var events []string
+	for reason, message := range Events(err) {
+		events = append(events, reason+" "+message)
+	}
+	want := []string{`FailedMount MountVolume.SetUp failed for volume "bad" : no bad`, `FailedMount MountVolume.SetUp failed for volume "worse" : no worse`}
+	if !slices.Equal(events, want) {
+		t.Errorf("events %q, want %q", events, want)
+	}
+	driver.publish = nil
+	prepare(t, m, &pod, PodInfo{})
+}
+
+// TestOneClaimTwiceInAPod: two volumes of a pod that are the same claim are one directory.
+func TestOneClaimTwiceInAPod(t *testing.T) {
+	m, claims, _ := csiManager(t)
+	claims.bind("data", csiSource)
+	pod := testPod(claimVolume("a", "data"), claimVolume("b", "data"))
+	got := prepare(t, m, pod, PodInfo{FSGroup: ptr(int64(4321))})
+	if got["a"].Path == "" || got["a"].Path != got["b"].Path {
+		t.Errorf("mounted %+v", got)
+	}
+	wantOwner(t, got["a"].Path, 4321, 0o770)
 }

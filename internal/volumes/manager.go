@@ -150,20 +150,20 @@ func (m *Manager) Prepare(ctx context.Context, pod *corev1.Pod, info PodInfo) (m
 	if err := checkElement("pod UID", string(pod.UID)); err != nil {
 		return nil, err
 	}
-	out := map[string]Mounted{}
-	var errs []error
-	for _, v := range m.volumes(pod, info) {
-		mounted, err := v.prepare(ctx)
-		if err != nil {
-			errs = append(errs, err)
-			continue
-		}
-		if v.spec.Image == nil {
-			out[v.spec.Name] = mounted
-		}
+	list := m.volumes(pod, info)
+	mounted := make([]Mounted, len(list))
+	err := sideBySide(len(list), func(i int) (err error) {
+		mounted[i], err = list[i].prepare(ctx)
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
-	if len(errs) > 0 {
-		return nil, errors.Join(errs...)
+	out := make(map[string]Mounted, len(list))
+	for i, v := range list {
+		if v.spec.Image == nil {
+			out[v.spec.Name] = mounted[i]
+		}
 	}
 	return out, nil
 }

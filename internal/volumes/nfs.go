@@ -35,6 +35,7 @@ func (v volume) inlineNFS(ctx context.Context, src *corev1.NFSVolumeSource) (Mou
 // kernel's client is needed. Versions below 4 need what mount.nfs does, and are refused.
 func (v volume) nfs(ctx context.Context, name string, src *corev1.NFSVolumeSource, readonly bool, options []string) (Mounted, error) {
 	dir := v.m.nfsPath(string(v.pod.UID), name)
+	defer v.m.shared.Lock(dir)() // the pod may name one claim twice
 	mounted, err := mounts.IsMountPoint(dir)
 	if err != nil || mounted {
 		return Mounted{Path: dir, Readonly: readonly}, err

@@ -128,18 +128,16 @@ func (m *Manager) removePersistent(ctx context.Context, uid string) error {
 	if err != nil {
 		return err
 	}
-	var errs []error
-	for _, rec := range records {
-		if err := m.takeDown(ctx, uid, rec); err != nil {
-			errs = append(errs, rec.fail(err))
-			continue
+	err = sideBySide(len(records), func(i int) error {
+		if err := m.takeDown(ctx, uid, records[i]); err != nil {
+			return records[i].fail(err)
 		}
-		errs = append(errs, os.Remove(m.recordPath(uid, rec.Volume)))
+		return os.Remove(m.recordPath(uid, records[i].Volume))
+	})
+	if err != nil || len(records) == 0 {
+		return err
 	}
-	if len(records) > 0 && errors.Join(errs...) == nil {
-		errs = append(errs, m.removeKubeletPod(uid))
-	}
-	return errors.Join(errs...)
+	return m.removeKubeletPod(uid)
 }
 
 // fail says which volume is not down, in a kubelet's words.

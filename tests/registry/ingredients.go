@@ -33,7 +33,7 @@ func findIngredients(ctx context.Context, store *artifacts.Store) (made ingredie
 		return made, err
 	}
 	made.tools, err = store.DebianTree(ctx, "tree-tools", "busybox-static", "bash-static", "bind9-dnsutils",
-		"netcat-openbsd", "iproute2", "iperf", "curl", "libc-bin")
+		"netcat-openbsd", "iproute2", "iperf", "curl", "libc-bin", "util-linux")
 	if err != nil {
 		return made, err
 	}
