@@ -122,3 +122,51 @@ func TestMissingVolumesAreTold(t *testing.T) {
 		})
 	}
 }
+
+// TestPodOnAFullNodeIsRejected: what cannot be attached here ever is not waited for.
+func TestPodOnAFullNodeIsRejected(t *testing.T) {
+	w := newWorld(t)
+	synctest.Test(t, func(t *testing.T) {
+		w.t = t
+		w.lend = func(context.Context) error {
+			return errors.Join(&volumes.Error{Volume: "data", Named: "pv-1", Op: "AttachVolume.Attach", Full: true, Err: errors.New("too many")})
+		}
+		w.boot("")
+		w.create("a", claimed)
+		w.until("Failed", w.podIs("a", corev1.PodFailed))
+		const why = "Node has reached its volume attachment limit, rejecting pod. unmounted volumes=[data], unattached volumes=[data], failed to process volumes=[]: too many"
+		if pod, _ := w.get("a"); pod.Status.Reason != "VolumeAttachmentLimitExceeded" || pod.Status.Message != "Pod was rejected: "+why {
+			t.Errorf("%s: %q", pod.Status.Reason, pod.Status.Message)
+		}
+		for _, event := range []string{"Warning VolumeAttachmentLimitExceeded " + why, `Warning FailedAttachVolume AttachVolume.Attach failed for volume "pv-1" : too many`} {
+			if !w.said(event) {
+				t.Errorf("no event %q: %v", event, w.events)
+			}
+		}
+		w.delete("a", 0)
+		w.until("nothing left", func() bool { return len(w.left()) == 0 })
+	})
+}
+
+// TestLateUserOfAVolume: an ephemeral container may be the first that uses a volume.
+func TestLateUserOfAVolume(t *testing.T) {
+	w := newWorld(t)
+	synctest.Test(t, func(t *testing.T) {
+		w.t = t
+		var prepared atomic.Int32
+		w.lend = func(context.Context) error { prepared.Add(1); return nil }
+		w.boot("")
+		w.create("a", func(p *corev1.Pod) {
+			claimed(p)
+			p.Spec.Containers[0].VolumeMounts = nil
+		})
+		w.until("Running", w.podIs("a", corev1.PodRunning))
+		w.debug("a", "debugger", "", func(c *corev1.EphemeralContainer) {
+			c.VolumeMounts = []corev1.VolumeMount{{Name: "data", MountPath: "/data"}}
+		})
+		w.until("the debugger runs", func() bool { return w.ephemeral("a").State.Running != nil })
+		if n := prepared.Load(); n != 2 {
+			t.Errorf("volumes were prepared %d times", n)
+		}
+	})
+}

@@ -51,7 +51,7 @@ func (w *worker) prepare(pod *corev1.Pod) (shared, error) {
 	if private.done || !podplan.OwnUsers(pod) { // its network belongs to its user namespace
 		network = w.network(pod)
 	}
-	vols := w.begin(opVolumes, 500*time.Millisecond, func(ctx context.Context) (any, error) { return w.prepareVolumes(ctx, pod) })
+	vols := w.volumes(pod)
 	handler := w.runtimeHandler(pod)
 	w.sandboxEvents(pod, vols, slice, network, private, handler)
 	if !handler.done || !slice.done || !network.done || !private.done || !vols.done {
@@ -165,6 +165,7 @@ func (w *worker) sandboxEvents(pod *corev1.Pod, vols *op, others ...*op) {
 	}
 	w.volumeEvents(pod, vols.err)
 	w.lateVolumes(pod, vols)
+	w.rejectForVolumes(pod, vols.err)
 }
 
 // image makes the container's image present.

@@ -10,6 +10,21 @@ import (
 	"github.com/vk-metal/vk-metal/provider/podplan"
 )
 
+// volumes makes ready what containers use, once more if a container has come that uses more.
+func (w *worker) volumes(pod *corev1.Pod) *op {
+	begin := func() *op {
+		return w.begin(opVolumes, 500*time.Millisecond, func(ctx context.Context) (any, error) { return w.prepareVolumes(ctx, pod) })
+	}
+	vols := begin()
+	if vols.done && volumes.Lacks(pod, vols.value.(map[string]volumes.Mounted)) {
+		w.mu.Lock()
+		delete(w.ops, opVolumes)
+		w.mu.Unlock()
+		return begin()
+	}
+	return vols
+}
+
 func (w *worker) prepareVolumes(ctx context.Context, pod *corev1.Pod) (any, error) {
 	var mounted map[string]volumes.Mounted
 	err := w.step("volumes", func() (err error) {
@@ -72,6 +87,20 @@ func (w *worker) lateVolumes(pod *corev1.Pod, vols *op) {
 		w.event(pod, nil, corev1.EventTypeWarning, "FailedMount", message)
 	}
 }
+
+// rejectForVolumes ends a pod that was scheduled to a node whose disks' slots are all taken, so that
+// its controller makes another one (KEP-4876).
+func (w *worker) rejectForVolumes(pod *corev1.Pod, err error) {
+	message := volumes.Rejection(pod, err)
+	if message == "" || w.toEnd() {
+		return
+	}
+	w.event(pod, nil, corev1.EventTypeWarning, reasonVolumeLimit, message)
+	w.evict(evictRecord{podplan.Ending{Reason: reasonVolumeLimit, Message: "Pod was rejected: " + message}, evictionGrace})
+}
+
+// reasonVolumeLimit is a kubelet's.
+const reasonVolumeLimit = "VolumeAttachmentLimitExceeded"
 
 // metadataChanged re-renders volumes, and the environment of what has not been started
 // (a subPath of it may have been refused), after the object or something that it refers to changed.

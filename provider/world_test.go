@@ -506,8 +506,11 @@ func (f fakeVolumes) Prepare(ctx context.Context, pod *corev1.Pod, _ volumes.Pod
 	defer f.a.w.mu.Unlock()
 	f.a.w.volumes[string(pod.UID)] = true
 	out := map[string]volumes.Mounted{}
+	one := *pod
 	for _, v := range pod.Spec.Volumes {
-		out[v.Name] = volumes.Mounted{Path: "/vol/" + v.Name}
+		if one.Spec.Volumes = []corev1.Volume{v}; v.Image != nil || volumes.Lacks(&one, nil) {
+			out[v.Name] = volumes.Mounted{Path: "/vol/" + v.Name}
+		}
 	}
 	return out, nil
 }

@@ -13,6 +13,9 @@ type NotAttachedError struct {
 	Reason string
 	// Waiting says that nothing has failed: attaching takes its time.
 	Waiting bool
+	// Exhausted says that the node has as many volumes as it can have, for a driver whose object
+	// asks for its allocatable to be kept up to date.
+	Exhausted bool
 }
 
 // Error is the reason.
@@ -32,7 +35,8 @@ func (m *Manager) attached(ctx context.Context, s source) (map[string]string, er
 	case err != nil:
 		return nil, fmt.Errorf("failed to get volume attachment [id=%s]: %w", name, err)
 	case !attachment.Status.Attached:
-		return nil, &NotAttachedError{Reason: attachment.Status.AttachError.Message}
+		failed := attachment.Status.AttachError
+		return nil, &NotAttachedError{Reason: failed.Message, Exhausted: exhausted(failed)}
 	}
 	return attachment.Status.AttachmentMetadata, nil
 }

@@ -27,6 +27,7 @@ type testDriver struct {
 	can    []csispec.NodeServiceCapability_RPC_Type
 
 	mu        sync.Mutex
+	most      int64 // volumes on the node
 	calls     []string
 	fail      map[string]error // by method, once
 	published []*csispec.NodePublishVolumeRequest
@@ -46,7 +47,7 @@ func newDriver(t *testing.T, can ...csispec.NodeServiceCapability_RPC_Type) *tes
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := &testDriver{socket: filepath.Join(dir, "csi.sock"), data: filepath.Join(dir, "data"), can: can, fail: map[string]error{}}
+	d := &testDriver{socket: filepath.Join(dir, "csi.sock"), data: filepath.Join(dir, "data"), can: can, most: 7, fail: map[string]error{}}
 	listener, err := net.Listen("unix", d.socket)
 	if err != nil {
 		t.Fatal(err)
@@ -73,6 +74,13 @@ func (d *testDriver) called(method, detail string) error {
 	return err
 }
 
+// takeVolumes sets how many volumes the node takes.
+func (d *testDriver) takeVolumes(most int64) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.most = most
+}
+
 // take returns and forgets the calls so far.
 func (d *testDriver) take() []string {
 	d.mu.Lock()
@@ -83,8 +91,11 @@ func (d *testDriver) take() []string {
 }
 
 func (d *testDriver) NodeGetInfo(context.Context, *csispec.NodeGetInfoRequest) (*csispec.NodeGetInfoResponse, error) {
+	d.mu.Lock()
+	most := d.most
+	d.mu.Unlock()
 	return &csispec.NodeGetInfoResponse{
-		NodeId: "id-of-n1", MaxVolumesPerNode: 7, AccessibleTopology: &csispec.Topology{Segments: map[string]string{"example.com/rack": "r1"}},
+		NodeId: "id-of-n1", MaxVolumesPerNode: most, AccessibleTopology: &csispec.Topology{Segments: map[string]string{"example.com/rack": "r1"}},
 	}, d.called("info", "")
 }
 

@@ -51,6 +51,7 @@ type Manager struct {
 
 	handles keylock.Mutex // by driver and handle
 	node    sync.Mutex    // changes of Node and CSINode
+	plan    chan struct{} // has one when it is to be seen anew whom to ask when for allocatable
 }
 
 var _ plugins.Handler = (*Manager)(nil)
@@ -75,7 +76,7 @@ func New(o Options) (*Manager, error) {
 	}
 	m := &Manager{
 		o: o, log: o.Log, drivers: map[string]*driver{}, published: map[place]*publication{},
-		tokens: map[tokenKey]heldToken{},
+		tokens: map[tokenKey]heldToken{}, plan: make(chan struct{}, 1),
 	}
 	if err := m.loadPublished(); err != nil {
 		return nil, fmt.Errorf("take up CSI volumes: %w", err)
@@ -133,6 +134,7 @@ func (m *Manager) Register(ctx context.Context, name, endpoint string, _ []strin
 	if old != nil {
 		old.conn.Close()
 	}
+	m.replan()
 	m.o.DriversChanged()
 	return nil
 }
@@ -150,6 +152,7 @@ func (m *Manager) Deregister(name, endpoint string) {
 	}
 	delete(m.drivers, name)
 	m.mu.Unlock()
+	m.replan()
 	d.conn.Close()
 	ctx, cancel := context.WithTimeout(context.Background(), withdrawTimeout)
 	defer cancel()

@@ -10,7 +10,6 @@ import (
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
 	corev1 "k8s.io/api/core/v1"
 	storagev1 "k8s.io/api/storage/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/util/retry"
@@ -32,9 +31,8 @@ func (m *Manager) announce(ctx context.Context, name string, info *csispec.NodeG
 	if err != nil {
 		return fmt.Errorf("announce CSI driver %s in Node: %w", name, err)
 	}
-	entry := storagev1.CSINodeDriver{Name: name, NodeID: info.GetNodeId(), TopologyKeys: slices.Sorted(maps.Keys(segments))}
-	if most := info.GetMaxVolumesPerNode(); most > 0 {
-		entry.Allocatable = &storagev1.VolumeNodeResources{Count: new(int32(min(most, 1<<31-1)))}
+	entry := storagev1.CSINodeDriver{
+		Name: name, NodeID: info.GetNodeId(), TopologyKeys: slices.Sorted(maps.Keys(segments)), Allocatable: allocatable(info),
 	}
 	err = m.changeCSINode(ctx, node, func(list []storagev1.CSINodeDriver) []storagev1.CSINodeDriver {
 		return append(without(list, name), entry)
@@ -110,31 +108,4 @@ func nodePatch(node *corev1.Node, change func(map[string]string), labels map[str
 	return json.Marshal(map[string]any{"metadata": map[string]any{
 		"resourceVersion": node.ResourceVersion, "labels": labels, "annotations": map[string]any{nodeIDs: annotation},
 	}})
-}
-
-// changeCSINode changes the drivers in the node's CSINode, which is made if it is missing.
-func (m *Manager) changeCSINode(ctx context.Context, node *corev1.Node, change func([]storagev1.CSINodeDriver) []storagev1.CSINodeDriver) error {
-	api := m.o.Client.StorageV1().CSINodes()
-	return retry.RetryOnConflict(retry.DefaultRetry, func() error {
-		have, err := api.Get(ctx, m.o.NodeName, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
-			drivers := change(nil)
-			_, err = api.Create(ctx, &storagev1.CSINode{ObjectMeta: csiNodeMeta(node), Spec: storagev1.CSINodeSpec{Drivers: drivers}}, metav1.CreateOptions{})
-			if apierrors.IsAlreadyExists(err) {
-				return apierrors.NewConflict(storagev1.Resource("csinodes"), m.o.NodeName, err)
-			}
-			return err
-		}
-		if err != nil {
-			return err
-		}
-		have.Spec.Drivers = change(have.Spec.Drivers)
-		_, err = api.Update(ctx, have, metav1.UpdateOptions{})
-		return err
-	})
-}
-
-// csiNodeMeta lets the CSINode go with its Node.
-func csiNodeMeta(node *corev1.Node) metav1.ObjectMeta {
-	return metav1.ObjectMeta{Name: node.Name, OwnerReferences: []metav1.OwnerReference{{APIVersion: "v1", Kind: "Node", Name: node.Name, UID: node.UID}}}
 }

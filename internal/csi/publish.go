@@ -2,6 +2,7 @@ package csi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -70,7 +71,7 @@ func (m *Manager) publish(ctx context.Context, v Volume, s source, p place) (Pub
 	if pub.Attach {
 		m.o.InUseChanged()
 		if job.context, err = m.attached(ctx, s); err != nil {
-			return Published{}, err
+			return Published{}, job.notAttached(ctx, err)
 		}
 	}
 	if err := job.stage(ctx); err != nil {
@@ -111,6 +112,21 @@ func (m *Manager) ask(ctx context.Context, v Volume, s source) (*publishing, err
 // attaches says whether the cluster attaches the volume to the node first.
 func (p *publishing) attaches() bool {
 	return p.s.mode == storagev1.VolumeLifecyclePersistent && (p.spec.AttachRequired == nil || *p.spec.AttachRequired)
+}
+
+// notAttached has the cluster learn how many volumes the node takes, if it has put too many here.
+// Without a period in the driver's object a full node is an error like others, as with a kubelet.
+func (p *publishing) notAttached(ctx context.Context, err error) error {
+	var failed *NotAttachedError
+	if !errors.As(err, &failed) || !failed.Exhausted {
+		return err
+	}
+	if failed.Exhausted = refreshPeriod(p.spec) > 0; failed.Exhausted {
+		if err := p.m.refresh(ctx, p.s.driver); err != nil {
+			p.m.log.WarnContext(ctx, "How many volumes the node takes is not up to date", "driver", p.s.driver, "err", err)
+		}
+	}
+	return err
 }
 
 // stage makes the volume ready on the node, once for all its pods. The spec lets it be repeated.

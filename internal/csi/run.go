@@ -2,6 +2,7 @@ package csi
 
 import (
 	"context"
+	"sync"
 	"time"
 
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
@@ -11,8 +12,13 @@ import (
 // are asked whether they have grown: a node may not watch claims.
 const tendEvery = time.Minute
 
-// Run tends to published volumes until ctx ends.
+// Run tends to published volumes, and to what the cluster knows of the node's drivers, until ctx
+// ends.
 func (m *Manager) Run(ctx context.Context) error {
+	var others sync.WaitGroup
+	defer others.Wait()
+	others.Go(func() { m.introduce(ctx) })
+	others.Go(func() { m.keepAllocatable(ctx) })
 	tick := time.NewTicker(tendEvery)
 	defer tick.Stop()
 	for {

@@ -76,13 +76,14 @@ type opError struct {
 	op    string
 	err   error
 	quiet bool
+	full  bool
 }
 
 // locate takes over at which step err happened.
 func (e *Error) locate(err error) {
 	var at *opError
 	if errors.As(err, &at) {
-		e.Op, e.Err, e.Quiet = at.op, at.err, at.quiet
+		e.Op, e.Err, e.Quiet, e.Full = at.op, at.err, at.quiet, at.full
 	}
 }
 
@@ -108,6 +109,9 @@ func (v volume) resolve(ctx context.Context) (*record, error) {
 	pv, err := v.boundTo(ctx, rec.Claim)
 	if err != nil {
 		return nil, fmt.Errorf("error processing PVC %s/%s: %w", v.pod.Namespace, rec.Claim, err)
+	}
+	if pv, err = migrated(ctx, pv); err != nil {
+		return nil, err
 	}
 	rec.PV = &corev1.PersistentVolume{ObjectMeta: metav1.ObjectMeta{Name: pv.Name, UID: pv.UID}, Spec: pv.Spec}
 	if err := v.checkMode(rec.PV); err != nil {
@@ -167,21 +171,6 @@ func (v volume) checkMode(pv *corev1.PersistentVolume) error {
 
 func isBlock(pv *corev1.PersistentVolume) bool {
 	return pv.Spec.VolumeMode != nil && *pv.Spec.VolumeMode == corev1.PersistentVolumeBlock
-}
-
-// uses says whether containers mount a volume of the pod, and whether they use it as a device.
-func uses(pod *corev1.Pod, volume string) (mounts, devices bool) {
-	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
-		for i := range list {
-			for _, m := range list[i].VolumeMounts {
-				mounts = mounts || m.Name == volume
-			}
-			for _, d := range list[i].VolumeDevices {
-				devices = devices || d.Name == volume
-			}
-		}
-	}
-	return mounts, devices
 }
 
 // checkNode refuses a volume that is tied to another node: the scheduler may not have been asked.

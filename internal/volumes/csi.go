@@ -66,7 +66,7 @@ func csiStep(err error, block bool) error {
 	var staging *csi.StageError
 	switch {
 	case errors.As(err, &waiting):
-		return &opError{op: opAttach, err: err, quiet: waiting.Waiting}
+		return &opError{op: opAttach, err: err, quiet: waiting.Waiting, full: waiting.Exhausted}
 	case block:
 		return at(opMap, err)
 	case errors.As(err, &staging):

@@ -126,13 +126,13 @@ func TestWhatDriversCannotDoIsToldInAKubeletsWords(t *testing.T) {
 // has an event of its own, in the order of the spec.
 func TestVolumesDoNotWaitForOneAnother(t *testing.T) {
 	m, _, driver := csiManager(t)
-	var pod corev1.Pod
+	var list []corev1.Volume
 	var all sync.WaitGroup
 	for _, name := range []string{"z", "bad", "y", "worse"} {
 		all.Add(1)
-		pod.Spec.Volumes = append(pod.Spec.Volumes, vol(name, corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{Driver: "d"}}))
+		list = append(list, vol(name, corev1.VolumeSource{CSI: &corev1.CSIVolumeSource{Driver: "d"}}))
 	}
-	pod.UID = testUID
+	pod := testPod(list...)
 	driver.publish = func(ctx context.Context, v csi.Volume) error {
 		all.Done()
 		together := make(chan struct{})
@@ -149,7 +149,7 @@ func TestVolumesDoNotWaitForOneAnother(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	_, err := m.Prepare(ctx, &pod, PodInfo{})
+	_, err := m.Prepare(ctx, pod, PodInfo{})
 	var events []string
 	for reason, message := range Events(err) {
 		events = append(events, reason+" "+message)
@@ -159,7 +159,7 @@ func TestVolumesDoNotWaitForOneAnother(t *testing.T) {
 		t.Errorf("events %q, want %q", events, want)
 	}
 	driver.publish = nil
-	prepare(t, m, &pod, PodInfo{})
+	prepare(t, m, pod, PodInfo{})
 }
 
 // TestOneClaimTwiceInAPod: two volumes of a pod that are the same claim are one directory.

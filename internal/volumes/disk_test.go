@@ -80,6 +80,7 @@ func TestDisksOfLocalVolumes(t *testing.T) {
 		pv.Spec.VolumeMode = ptr(corev1.PersistentVolumeBlock)
 	})
 	raw := testPod(claimVolume("d", "raw"))
+	raw.Spec.EphemeralContainers = nil
 	raw.Spec.Containers[0].VolumeDevices = []corev1.VolumeDevice{{Name: "d", DevicePath: "/dev/xvda"}}
 	got := prepare(t, m, raw, PodInfo{})["d"]
 	var st unix.Stat_t

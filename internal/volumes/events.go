@@ -14,7 +14,7 @@ import (
 func (e *Error) Error() string {
 	named := cmp.Or(e.Named, e.Volume)
 	if e.Op == opProcess {
-		return unready([]string{named}, nil, []string{named}, e.Err)
+		return "Unable to attach or mount volumes: " + unready([]string{named}, nil, []string{named}, e.Err)
 	}
 	return fmt.Sprintf("%s failed for volume %q : %v", cmp.Or(e.Op, opSetUp), named, e.Err)
 }
@@ -23,7 +23,7 @@ func (e *Error) Error() string {
 func (e *Error) Unwrap() error { return e.Err }
 
 func unready(unmounted, unattached, unprocessed []string, err error) string {
-	return fmt.Sprintf("Unable to attach or mount volumes: unmounted volumes=%v, unattached volumes=%v, failed to process volumes=%v: %v",
+	return fmt.Sprintf("unmounted volumes=%v, unattached volumes=%v, failed to process volumes=%v: %v",
 		unmounted, unattached, unprocessed, err)
 }
 
@@ -47,6 +47,25 @@ func Events(err error) iter.Seq2[string, string] {
 // enough; that of 1.35 only logs it. err is what Prepare returned last, nil while it has not yet; the text is empty if no
 // volume is missing.
 func Late(pod *corev1.Pod, err, why error) string {
+	if text := missing(pod, err, why); text != "" {
+		return "Unable to attach or mount volumes: " + text
+	}
+	return ""
+}
+
+// Rejection is why the pod cannot be on this node, in a kubelet's words; empty if volumes may still
+// be had.
+func Rejection(pod *corev1.Pod, err error) string {
+	for _, e := range located(err) {
+		if e.Full {
+			return "Node has reached its volume attachment limit, rejecting pod. " + missing(pod, err, e.Err)
+		}
+	}
+	return ""
+}
+
+// missing lists the volumes that containers wait for; empty if there is none.
+func missing(pod *corev1.Pod, err, why error) string {
 	var unmounted, unattached, unprocessed []string
 	if err == nil {
 		unmounted = used(pod)
@@ -76,7 +95,7 @@ func used(pod *corev1.Pod) []string {
 	var names []string
 	for i := range pod.Spec.Volumes {
 		name := pod.Spec.Volumes[i].Name
-		if mounts, devices := uses(pod, name); mounts || devices {
+		if isUsed(pod, name) {
 			names = append(names, name)
 		}
 	}

@@ -136,6 +136,11 @@ func (m *Manager) volumes(pod *corev1.Pod, info PodInfo) []volume {
 	return out
 }
 
+// used are the volumes that containers use; a kubelet does nothing about others.
+func (m *Manager) used(pod *corev1.Pod, info PodInfo) []volume {
+	return slices.DeleteFunc(m.volumes(pod, info), func(v volume) bool { return !isUsed(pod, v.spec.Name) })
+}
+
 // fail makes the *Error; field is the path below spec.volumes[i], empty for the volume itself.
 func (v volume) fail(field string, err error) *Error {
 	full := fmt.Sprintf("spec.volumes[%d]", v.index)
@@ -150,7 +155,7 @@ func (m *Manager) Prepare(ctx context.Context, pod *corev1.Pod, info PodInfo) (m
 	if err := checkElement("pod UID", string(pod.UID)); err != nil {
 		return nil, err
 	}
-	list := m.volumes(pod, info)
+	list := m.used(pod, info)
 	mounted := make([]Mounted, len(list))
 	err := sideBySide(len(list), func(i int) (err error) {
 		mounted[i], err = list[i].prepare(ctx)
@@ -189,6 +194,9 @@ func (v volume) prepare(ctx context.Context) (Mounted, error) {
 	if c, ok := v.content(); ok {
 		return v.prepareContent(ctx, c)
 	}
+	if translator.IsInlineMigratable(v.spec) {
+		return v.inlineMigrated(ctx)
+	}
 	field := v.kind()
 	return Mounted{}, v.fail(field, fmt.Errorf("volumes of type %s are not supported by this node", field))
 }
@@ -199,7 +207,7 @@ func (m *Manager) Update(ctx context.Context, pod *corev1.Pod, info PodInfo) err
 		return err
 	}
 	var errs []error
-	for _, v := range m.volumes(pod, info) {
+	for _, v := range m.used(pod, info) {
 		c, ok := v.content()
 		if !ok || checkElement("volume", v.spec.Name) != nil {
 			continue

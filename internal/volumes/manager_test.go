@@ -111,10 +111,15 @@ func testManager(t *testing.T) (*Manager, *fakeSource) {
 
 const testUID = "11111111-2222-3333-4444-555555555555"
 
+// testPod has volumes of which all are mounted, by a container that has nothing else.
 func testPod(volumes ...corev1.Volume) *corev1.Pod {
+	mounts := corev1.EphemeralContainer{}
+	for _, v := range volumes {
+		mounts.VolumeMounts = append(mounts.VolumeMounts, corev1.VolumeMount{Name: v.Name})
+	}
 	return &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "shop", UID: testUID, Labels: map[string]string{"app": "web", "tier": `a"b`}},
-		Spec:       corev1.PodSpec{Volumes: volumes, Containers: []corev1.Container{{Name: "c"}}},
+		Spec:       corev1.PodSpec{Volumes: volumes, Containers: []corev1.Container{{Name: "c"}}, EphemeralContainers: []corev1.EphemeralContainer{mounts}},
 	}
 }
 

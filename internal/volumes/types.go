@@ -48,6 +48,9 @@ type Error struct {
 	Op string
 	// Quiet says that it is no news yet: there is no event of it.
 	Quiet bool
+	// Full says that the node cannot have more volumes of the driver: this pod is to be somewhere
+	// else.
+	Full bool
 	// Named is the volume as the event names it, if that is not Volume: a claim's by its
 	// PersistentVolume.
 	Named string
@@ -57,7 +60,7 @@ type Error struct {
 
 // Store is what the provider needs of volumes. *Manager implements it.
 type Store interface {
-	// Prepare makes every volume of the pod ready; idempotent, also after a crash half way
+	// Prepare makes every volume that a container uses ready; idempotent, also after a crash half way
 	// and after an agent restart (it then finds what is there and resumes updates).
 	// Errors are *Error, joined.
 	Prepare(ctx context.Context, pod *corev1.Pod, info PodInfo) (map[string]Mounted, error)

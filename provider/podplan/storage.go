@@ -85,9 +85,11 @@ func StorageVerdict(pod *corev1.Pod, usage StorageUsage) *Ending {
 }
 
 // LentVolumes says whether the pod names volumes that are not made of this node's own: of
-// claims, of drivers, of servers.
+// claims, of drivers (also by the type that they had when they were built into Kubernetes), of servers.
 func LentVolumes(pod *corev1.Pod) bool {
 	return slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool {
-		return v.PersistentVolumeClaim != nil || v.Ephemeral != nil || v.CSI != nil || v.NFS != nil
+		return v.PersistentVolumeClaim != nil || v.Ephemeral != nil || v.CSI != nil || v.NFS != nil ||
+			v.AWSElasticBlockStore != nil || v.AzureDisk != nil || v.AzureFile != nil || v.Cinder != nil ||
+			v.GCEPersistentDisk != nil || v.PortworxVolume != nil || v.VsphereVolume != nil
 	})
 }
