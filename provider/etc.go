@@ -25,6 +25,9 @@ const (
 	maxHostname      = 63
 )
 
+// dirEtc is where the pod's files are below its directory on disk.
+const dirEtc = "etc"
+
 // etcFiles writes the pod's files. Files that are there stay as they are: containers may
 // have changed them, and they are bound by their inode.
 func (w *worker) etcFiles(pod *corev1.Pod, ips []string) (etcFiles, error) {
@@ -32,7 +35,7 @@ func (w *worker) etcFiles(pod *corev1.Pod, ips []string) (etcFiles, error) {
 	if w.etc.hosts != "" && w.etcIPs == addresses {
 		return w.etc, nil
 	}
-	dir := filepath.Join(w.p.deps.Layout.PodLib(string(w.uid)), "etc")
+	dir := filepath.Join(w.p.deps.Layout.PodLib(string(w.uid)), dirEtc)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return etcFiles{}, fmt.Errorf("make directory of pod's files: %w", err)
 	}

@@ -92,13 +92,15 @@ func (w *worker) limitStorage(ctx context.Context) {
 	}
 }
 
-// storageUsage measures writable layers, logs and emptyDirs.
+// storageUsage measures all that containers can make grow: writable layers, logs, emptyDirs, and
+// the files that are mounted into them.
 func (w *worker) storageUsage(ctx context.Context, pod *corev1.Pod) (podplan.StorageUsage, error) {
 	layout, uid := w.p.deps.Layout, string(w.uid)
 	usage := podplan.StorageUsage{Containers: map[string]int64{}, Volumes: map[string]int64{}}
 	for _, c := range podplan.Containers(pod) {
 		for _, dir := range []string{
 			filepath.Dir(layout.Layer(uid, c.Name, 0)), filepath.Dir(layout.ContainerLog(pod.Namespace, pod.Name, uid, c.Name, 0)),
+			filepath.Dir(w.terminationLog(c.Name, 0)),
 		} {
 			used, err := diskuse.Measure(ctx, dir)
 			if err != nil {
@@ -108,6 +110,11 @@ func (w *worker) storageUsage(ctx context.Context, pod *corev1.Pod) (podplan.Sto
 			usage.Inodes += used.Inodes
 		}
 	}
+	files, err := diskuse.Measure(ctx, filepath.Join(layout.PodLib(uid), dirEtc))
+	if err != nil {
+		return usage, err
+	}
+	usage.Files, usage.Inodes = files.Bytes, usage.Inodes+files.Inodes
 	for _, v := range pod.Spec.Volumes {
 		if v.EmptyDir == nil || v.EmptyDir.Medium != corev1.StorageMediumDefault {
 			continue

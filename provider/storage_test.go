@@ -21,13 +21,15 @@ func TestPodThatFillsTheDiskIsEvicted(t *testing.T) {
 			p.Spec.Containers[0].Resources.Limits = corev1.ResourceList{corev1.ResourceEphemeralStorage: resource.MustParse("1Mi")}
 		}
 		w.create("layer", limited)
+		w.create("hosts", limited) // CVE-2020-8557
+		w.create("message", limited)
 		w.create("modest", limited)
 		w.create("volume", func(p *corev1.Pod) {
 			p.Spec.Volumes = []corev1.Volume{{Name: "data", VolumeSource: corev1.VolumeSource{
 				EmptyDir: &corev1.EmptyDirVolumeSource{SizeLimit: ptr.To(resource.MustParse("1Mi"))},
 			}}}
 		})
-		for _, name := range []string{"layer", "modest", "volume"} {
+		for _, name := range []string{"layer", "hosts", "message", "modest", "volume"} {
 			w.until("Running", w.podIs(name, corev1.PodRunning))
 		}
 		fill := func(path string) {
@@ -41,8 +43,11 @@ func TestPodThatFillsTheDiskIsEvicted(t *testing.T) {
 		}
 		fill(w.layout.Layer("uid-layer", "app", 0) + "/upper/big")
 		fill(w.layout.PodLib("uid-volume") + "/volumes/kubernetes.io~empty-dir/data/big")
+		fill(w.layout.PodLib("uid-hosts") + "/etc/hosts")
+		fill(w.layout.PodLib("uid-message") + "/containers/app/0.termination-log")
+		const limit = "Pod ephemeral local storage usage exceeds the total limit of containers 1Mi. "
 		for name, message := range map[string]string{
-			"layer":  "Pod ephemeral local storage usage exceeds the total limit of containers 1Mi. ",
+			"layer": limit, "hosts": limit, "message": limit,
 			"volume": `Usage of EmptyDir volume "data" exceeds the limit "1Mi". `,
 		} {
 			w.until("evicted", w.podIs(name, corev1.PodFailed))
@@ -55,7 +60,7 @@ func TestPodThatFillsTheDiskIsEvicted(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		synctest.Wait()
-		if pod, _ := w.get("modest"); pod.Status.Phase != corev1.PodRunning || len(w.starts) != 3 {
+		if pod, _ := w.get("modest"); pod.Status.Phase != corev1.PodRunning || len(w.starts) != 5 {
 			t.Errorf("the modest pod is %s; starts %v", pod.Status.Phase, w.starts)
 		}
 	})

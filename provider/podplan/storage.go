@@ -11,14 +11,18 @@ import (
 
 // StorageUsage is what a pod takes of the node's disk, in bytes.
 type StorageUsage struct {
-	// Containers have writable layers and logs, Volumes are emptyDirs on disk; by name.
+	// Containers have writable layers, logs and termination logs, Volumes are emptyDirs on disk;
+	// by name.
 	Containers, Volumes map[string]int64
+	// Files are those that containers have in /etc and may write to (CVE-2020-8557).
+	Files int64
 	// Inodes are those of all of them.
 	Inodes int64
 }
 
 // Total is the sum of all bytes.
 func (u StorageUsage) Total() (bytes int64) {
+	bytes = u.Files
 	for _, used := range u.Containers {
 		bytes += used
 	}
@@ -62,18 +66,13 @@ func StorageVerdict(pod *corev1.Pod, usage StorageUsage) *Ending {
 	evicted := func(format string, args ...any) *Ending {
 		return &Ending{Reason: ReasonEvicted, Message: fmt.Sprintf(format, args...)}
 	}
-	total := int64(0)
 	for _, v := range pod.Spec.Volumes {
 		used := usage.Volumes[v.Name]
-		total += used
 		if limit, ok := emptyDirLimit(v); ok && used > limit.Value() {
 			return evicted("Usage of EmptyDir volume %q exceeds the limit %q. ", v.Name, limit.String())
 		}
 	}
-	for _, used := range usage.Containers {
-		total += used
-	}
-	if limit, ok := storageLimit(resourcehelper.PodLimits(pod, resourcehelper.PodResourcesOptions{})); ok && total > limit.Value() {
+	if limit, ok := storageLimit(resourcehelper.PodLimits(pod, resourcehelper.PodResourcesOptions{})); ok && usage.Total() > limit.Value() {
 		return evicted("Pod ephemeral local storage usage exceeds the total limit of containers %s. ", limit.String())
 	}
 	for _, c := range Containers(pod) {

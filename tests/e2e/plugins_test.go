@@ -174,40 +174,89 @@ func (e *env) volumeStats(node string, pod *corev1.Pod) map[string]uint64 {
 	return stats
 }
 
-// TestDevicesOfPlugins: devices are counted, lent once, in the container, and still lent after
-// a new start of the agent.
+const (
+	testDevice = "test.example.com/device"
+	cdiKind    = "test.example.com/cdi"
+	cdiSpecs   = "/var/run/cdi"
+)
+
+// cdiSpec writes what the Container Device Interface adds for the plugin's devices. Their
+// /dev/cdi-zero may be read and no more, whatever its mode says.
+func (e *env) cdiSpec(node, more string) {
+	e.Helper()
+	text := "cdiVersion: 0.7.0\nkind: " + cdiKind + "\ndevices:\n"
+	for _, id := range []string{"dev-0", "dev-1"} {
+		text += `- name: ` + id + `
+  containerEdits:
+    env: ["CDI_DEVICE=` + id + `"]
+    deviceNodes: [{path: /dev/cdi-zero, hostPath: /dev/zero, permissions: r, fileMode: 438, gid: 1234}]
+` + more
+	}
+	text += `containerEdits:
+  env: [CDI_VENDOR=test]
+  mounts: [{hostPath: /etc/os-release, containerPath: /cdi-mount, options: [ro, nosuid, nodev, bind]}]
+  additionalGids: [4321]
+`
+	if err := e.machine(node).WriteFile(e.Context(), cdiSpecs+"/test.yaml.new", []byte(text), 0o644); err != nil {
+		e.Fatal(err)
+	}
+	e.on(node, "mv", cdiSpecs+"/test.yaml.new", cdiSpecs+"/test.yaml")
+}
+
+// withDevice is a pod that shows what it has with its device.
+func (e *env) withDevice(name string) *corev1.Pod {
+	pod := e.busybox(name, `test -c /dev/test-device && head -c 0 /dev/test-device && cat /test-mount >/dev/null && echo $TEST_DEVICES
+echo $CDI_VENDOR $CDI_DEVICE $(head -c 3 /dev/cdi-zero | wc -c) $(stat -c %a:%g /dev/cdi-zero) $(grep -c ^ID=debian /cdi-mount) $(id -G | grep -cw 4321)
+for f in /dev/cdi-zero /cdi-mount; do (echo >$f) 2>&1 | sed 's/.*: //'; done
+sleep 3600`)
+	pod.Spec.Containers[0].Resources.Limits = corev1.ResourceList{testDevice: resource.MustParse("1")}
+	return pod
+}
+
+// waitDevice waits until the pod has shown all that comes with the device.
+func (e *env) waitDevice(pod, id string) {
+	e.Helper()
+	e.waitPod(pod, podTimeout, running)
+	e.waitLog(pod, id+"\ntest "+id+` 3 666:1234 1 1
+Operation not permitted
+Read-only file system
+`)
+}
+
+// TestDevicesOfPlugins: devices are counted, lent once, in the container with what CDI says of
+// them, and still lent after a new start of the agent.
 func TestDevicesOfPlugins(t *testing.T) {
-	e := setupMore(t)
+	e := setup(t)
 	node := e.c.Rig.Machines()[1].Name
-	const device = "test.example.com/device"
-	e.plugin(node, "test-device", "device", device, "2")
+	machine := e.machine(node)
+	e.on(node, "mkdir", "-p", cdiSpecs)
+	e.afterwards("remove CDI specification", func(ctx context.Context) error {
+		_, err := machine.Run(ctx, "rm", "-r", cdiSpecs)
+		return err
+	})
+	e.cdiSpec(node, "")
+	e.plugin(node, "test-device", "device", testDevice, "2", cdiKind)
 	e.eventually(time.Minute, func() string {
 		n, err := e.c.Client.CoreV1().Nodes().Get(e.Context(), node, metav1.GetOptions{})
 		if err != nil {
 			return err.Error()
 		}
-		if has := n.Status.Allocatable[device]; has.Value() != 2 {
+		if has := n.Status.Allocatable[testDevice]; has.Value() != 2 {
 			return "the node does not have the devices"
 		}
 		return ""
 	})
-	wants := func(name string) *corev1.Pod {
-		pod := e.busybox(name, "test -c /dev/test-device && head -c 0 /dev/test-device && cat /test-mount >/dev/null && echo $TEST_DEVICES && sleep 3600")
-		pod.Spec.Containers[0].Resources.Limits = corev1.ResourceList{device: resource.MustParse("1")}
-		return pod
-	}
-	e.create(wants("one"))
-	if pod := e.waitPod("one", podTimeout, running); pod.Spec.NodeName != node {
+	e.create(e.withDevice("one"))
+	e.waitDevice("one", "dev-0")
+	if pod := e.pod("one"); pod.Spec.NodeName != node {
 		t.Errorf("it was scheduled to %s", pod.Spec.NodeName)
 	}
-	e.waitLog("one", "dev-0\n")
 	e.on(node, "systemctl", "restart", "vk-metal.service")
-	direct := wants("two")
+	direct := e.withDevice("two")
 	direct.Spec.NodeName = node
 	e.create(direct)
-	e.waitPod("two", podTimeout, running)
-	e.waitLog("two", "dev-1\n")
-	third := wants("three")
+	e.waitDevice("two", "dev-1")
+	third := e.withDevice("three")
 	third.Spec.NodeName = node
 	e.create(third)
 	pod := e.waitPod("three", podTimeout, phase(corev1.PodFailed))
@@ -215,7 +264,14 @@ func TestDevicesOfPlugins(t *testing.T) {
 		t.Errorf("the third pod failed with %q %q", pod.Status.Reason, pod.Status.Message)
 	}
 	e.remove("one", time.Minute)
-	e.create(wants("four"))
-	e.waitPod("four", podTimeout, running)
-	e.waitLog("four", "dev-0\n")
+
+	// What this node does not do for a device is named, and the pod waits for another specification.
+	e.cdiSpec(node, "    hooks: [{hookName: createContainer, path: /bin/true}]\n")
+	e.create(e.withDevice("four"))
+	pod = e.waitPod("four", podTimeout, waiting("CreateContainerError"))
+	if message := pod.Status.ContainerStatuses[0].State.Waiting.Message; !strings.Contains(message, cdiKind+"=dev-0: their specification has hooks, which this node does not run") {
+		t.Errorf("it waits: %q", message)
+	}
+	e.cdiSpec(node, "")
+	e.waitDevice("four", "dev-0")
 }

@@ -13,6 +13,7 @@ import (
 type devices struct {
 	deviceapi.UnimplementedDevicePluginServer
 	count int
+	kinds []string // of CDI
 }
 
 // GetDevicePluginOptions asks to be called before a container starts.
@@ -42,9 +43,21 @@ func (d *devices) Allocate(_ context.Context, r *deviceapi.AllocateRequest) (*de
 			Envs:    map[string]string{"TEST_DEVICES": strings.Join(c.DevicesIds, ",")},
 			Devices: []*deviceapi.DeviceSpec{{HostPath: "/dev/full", ContainerPath: "/dev/test-device", Permissions: "rw"}},
 			Mounts:  []*deviceapi.Mount{{HostPath: "/etc/hostname", ContainerPath: "/test-mount", ReadOnly: true}},
+
+			CdiDevices: d.qualified(c.DevicesIds),
 		})
 	}
 	return answer, nil
+}
+
+// qualified are the devices' names for the Container Device Interface.
+func (d *devices) qualified(ids []string) (list []*deviceapi.CDIDevice) {
+	for _, kind := range d.kinds {
+		for _, id := range ids {
+			list = append(list, &deviceapi.CDIDevice{Name: kind + "=" + id})
+		}
+	}
+	return list
 }
 
 // PreStartContainer has nothing to do.

@@ -2,7 +2,9 @@
 // from the interfaces' own modules, and registered with the node as any is.
 //
 //	plugins csi NAME DATA      volumes are directories below DATA, mounted by bind
-//	plugins device RESOURCE N  N devices, all of them /dev/full
+//	plugins device RESOURCE N [KIND]
+//	                           N devices, all of them /dev/full; with KIND also the CDI devices
+//	                           KIND=ID
 package main
 
 import (
@@ -33,8 +35,8 @@ func main() {
 }
 
 func run(ctx context.Context, args []string) error {
-	if len(args) != 3 {
-		return fmt.Errorf("usage: plugins csi NAME DATA, or plugins device RESOURCE N")
+	if len(args) != 3 && len(args) != 4 {
+		return fmt.Errorf("usage: plugins csi NAME DATA, or plugins device RESOURCE N [KIND]")
 	}
 	server := grpc.NewServer()
 	info := &registerapi.PluginInfo{Name: args[1]}
@@ -48,7 +50,7 @@ func run(ctx context.Context, args []string) error {
 			return fmt.Errorf("read number of devices: %w", err)
 		}
 		info.Type, info.SupportedVersions = registerapi.DevicePlugin, []string{deviceapi.Version}
-		deviceapi.RegisterDevicePluginServer(server, &devices{count: count})
+		deviceapi.RegisterDevicePluginServer(server, &devices{count: count, kinds: args[3:]})
 	default:
 		return fmt.Errorf("there is no plugin %q", args[0])
 	}
