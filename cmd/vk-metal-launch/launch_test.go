@@ -18,7 +18,7 @@ import (
 
 const (
 	testPasswd = "root:x:0:0:root:/root:/bin/sh\nbroken\nweb:x:1234:2345::/srv/web:\nhomeless:x:7:8:::\n99:x:5:6::/odd:\nbad:x:-1:0::/:\n"
-	testGroup  = "root:x:0:\nweb:x:2345:\nextra:x:3456:root,web\nmore:x:4567:web\nbroken:x\n"
+	testGroup  = "root:x:0:\nweb:x:2345:\nextra:x:3456:root,web\nmore:x:4567:web\nbroken:x\n98:x:0:\n"
 )
 
 func ptr(n uint32) *uint32 { return &n }
@@ -33,7 +33,9 @@ func TestLookupUser(t *testing.T) {
 		{"nobody named", launchspec.User{}, user{0, 0, []uint32{0, 3456}, "/root"}, ""},
 		{"name", launchspec.User{Name: "web"}, user{1234, 2345, []uint32{2345, 3456, 4567}, "/srv/web"}, ""},
 		{"number", launchspec.User{Name: "1234"}, user{1234, 2345, []uint32{2345, 3456, 4567}, "/srv/web"}, ""},
-		{"a name that looks like a number", launchspec.User{Name: "99"}, user{5, 6, []uint32{6}, "/odd"}, ""},
+		{"a number that passwd has for a name", launchspec.User{Name: "99"}, user{99, 0, []uint32{0}, "/"}, ""},
+		{"a group's number that group has for a name", launchspec.User{Name: "web:98"}, user{1234, 98, []uint32{98, 3456, 4567}, "/srv/web"}, ""},
+		{"a number past all users", launchspec.User{Name: "4294967296"}, user{}, "unable to find user 4294967296: no matching entries in passwd file"},
 		{"unknown number", launchspec.User{Name: "4242"}, user{4242, 0, []uint32{0}, "/"}, ""},
 		{"group by name", launchspec.User{Name: "4242:extra"}, user{4242, 3456, []uint32{3456}, "/"}, ""},
 		{"group by number", launchspec.User{Name: "web:77"}, user{1234, 77, []uint32{77, 3456, 4567}, "/srv/web"}, ""},

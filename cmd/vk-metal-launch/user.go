@@ -101,8 +101,9 @@ func parseID(s string) (uint32, error) {
 	return uint32(n), err
 }
 
-// lookupUser applies the rules of container runtimes: a name or number, a group after a
-// colon, the passwd entry's group when none is named, group 0 without an entry.
+// lookupUser applies the rules of containerd: a number or else a name, a group after a colon, the
+// passwd entry's group when none is named, group 0 without an entry. A number is never taken for a
+// name: the image's passwd could make root of "1000", which runAsNonRoot lets pass.
 func lookupUser(want launchspec.User, passwd, group string) (*user, error) {
 	name, groupName, hasGroup := strings.Cut(want.Name, ":")
 	entry, found, err := lookupAccount(want.UID, name, passwd)
@@ -132,11 +133,11 @@ func lookupUser(want launchspec.User, passwd, group string) (*user, error) {
 
 func lookupAccount(uid *uint32, name, passwd string) (account, bool, error) {
 	if uid == nil && name != "" {
-		if a, ok := findAccount(passwd, func(a account) bool { return a.name == name }); ok {
-			return a, true, nil
-		}
 		n, err := parseID(name)
 		if err != nil {
+			if a, ok := findAccount(passwd, func(a account) bool { return a.name == name }); ok {
+				return a, true, nil
+			}
 			return account{}, false, fmt.Errorf("unable to find user %s: no matching entries in passwd file", name)
 		}
 		uid = &n
@@ -151,6 +152,9 @@ func lookupAccount(uid *uint32, name, passwd string) (account, bool, error) {
 }
 
 func lookupGroup(name, group string) (uint32, error) {
+	if gid, err := parseID(name); err == nil {
+		return gid, nil
+	}
 	for line := range strings.Lines(group) {
 		fields := strings.Split(strings.TrimRight(line, "\n"), ":")
 		if len(fields) < 3 || fields[0] != name {
@@ -160,11 +164,7 @@ func lookupGroup(name, group string) (uint32, error) {
 			return gid, nil
 		}
 	}
-	gid, err := parseID(name)
-	if err != nil {
-		return 0, fmt.Errorf("unable to find group %s: no matching entries in group file", name)
-	}
-	return gid, nil
+	return 0, fmt.Errorf("unable to find group %s: no matching entries in group file", name)
 }
 
 // memberships are the groups that list the user as a member.

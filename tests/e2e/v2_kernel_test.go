@@ -165,8 +165,8 @@ func TestV2Quota(t *testing.T) {
 		return ""
 	})
 	// Nobody in the pod takes its files out of the account: FS_IOC_FSSETXATTR of another project.
-	if got := e.exec(modest, "sh", "-c", "(chattr -p 7 /data/file) 2>&1; lsattr -p /data/file 2>&1 | awk '{print $1}'"); strings.HasPrefix(got, "7\n") {
-		t.Errorf("the pod has given its file to project 7: %q", got)
+	if got := e.exec(modest, "sh", "-c", "chattr -p 7 /data/file 2>&1 || true"); !strings.Contains(got, "Invalid argument") {
+		t.Errorf("the pod gives its file to project 7: %q", got)
 	}
 }
 
