@@ -282,6 +282,10 @@ func TestHostileLayers(t *testing.T) {
 	if err := os.WriteFile(secret, []byte("keep"), 0o600); err != nil {
 		t.Fatal(err)
 	}
+	var before unix.Stat_t
+	if err := unix.Stat(outside, &before); err != nil {
+		t.Fatal(err)
+	}
 	char00 := entry{Header: tar.Header{Name: "w", Typeflag: tar.TypeChar}}
 	bigOwner := file("x", "")
 	bigOwner.Uid = 1 << 33
@@ -303,6 +307,7 @@ func TestHostileLayers(t *testing.T) {
 		{"symlink loop", []entry{symlink("a", "b"), symlink("b", "a"), file("a/x", "evil")}, "too many symlinks"},
 		{"chained symlinks", []entry{symlink("a", "/"), symlink("b", "a/.."), file("b/"+strings.TrimPrefix(secret, "/"), "evil")}, ""},
 		{"symlink in place of a used directory", []entry{dir("d/", 0o755), file("d/x", "1"), symlink("d", outside), file("d/secret", "evil")}, ""},
+		{"modes through a symlink", []entry{symlink("out", outside), dir("out/", 0o4777), symlink("s", secret), hardlink("s2", "s"), file("s2", "evil")}, ""},
 		{"whiteout through a symlink", []entry{symlink("out", outside), file("out/.wh.secret", "")}, ""},
 		{"opaque through a symlink", []entry{symlink("out", outside), file("out/.wh..wh..opq", "")}, ""},
 		{"whiteout of dots", []entry{file(".wh...", "")}, "whiteout of no name"},
@@ -328,8 +333,11 @@ func TestHostileLayers(t *testing.T) {
 				t.Fatalf("outside was touched: %q %v", data, err)
 			}
 			var st unix.Stat_t
-			if err := unix.Stat(secret, &st); err != nil || st.Nlink != 1 {
-				t.Fatalf("outside was linked to: %d %v", st.Nlink, err)
+			if err := unix.Stat(secret, &st); err != nil || st.Nlink != 1 || st.Mode&0o7777 != 0o600 {
+				t.Fatalf("outside was linked to, or changed: %d links, mode %o, %v", st.Nlink, st.Mode, err)
+			}
+			if err := unix.Stat(outside, &st); err != nil || st.Mode != before.Mode { // CVE-2021-32760
+				t.Fatalf("the mode outside became %o: %v", st.Mode, err)
 			}
 			if entries, _ := os.ReadDir(outside); len(entries) != 1 {
 				t.Fatalf("outside has new entries: %v", entries)

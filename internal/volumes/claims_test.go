@@ -251,3 +251,37 @@ func TestNFSOptions(t *testing.T) {
 		}
 	}
 }
+
+// TestFSGroupChangePolicy: what is below a top that is the group's already stays as it is, if the
+// pod wants it so.
+func TestFSGroupChangePolicy(t *testing.T) {
+	for _, c := range []struct {
+		policy   corev1.PodFSGroupChangePolicy
+		topIs    int
+		wantFile uint32
+	}{
+		{"", 4321, 4321},
+		{corev1.FSGroupChangeAlways, 4321, 4321},
+		{corev1.FSGroupChangeOnRootMismatch, 4321, 0},
+		{corev1.FSGroupChangeOnRootMismatch, 0, 4321},
+	} {
+		m, claims := claimsManager(t)
+		dir := t.TempDir()
+		file := filepath.Join(dir, "file")
+		err := errors.Join(os.WriteFile(file, nil, 0o600), os.Lchown(dir, 0, c.topIs), unix.Chmod(dir, 0o770|unix.S_ISGID))
+		if err != nil {
+			t.Fatal(err)
+		}
+		claims.bind("data", local(dir))
+		pod := testPod(claimVolume("d", "data"))
+		pod.Spec.SecurityContext = &corev1.PodSecurityContext{FSGroupChangePolicy: &c.policy}
+		prepare(t, m, pod, PodInfo{FSGroup: ptr(int64(4321))})
+		var st unix.Stat_t
+		if err := unix.Stat(file, &st); err != nil || st.Gid != c.wantFile {
+			t.Errorf("%+v: the file is group %d's (%v)", c, st.Gid, err)
+		}
+		if err := m.Remove(t.Context(), testUID); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
