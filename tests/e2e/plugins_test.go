@@ -226,7 +226,7 @@ Read-only file system
 // TestDevicesOfPlugins: devices are counted, lent once, in the container with what CDI says of
 // them, and still lent after a new start of the agent.
 func TestDevicesOfPlugins(t *testing.T) {
-	e := setup(t)
+	e := setupMore(t)
 	node := e.c.Rig.Machines()[1].Name
 	machine := e.machine(node)
 	e.on(node, "mkdir", "-p", cdiSpecs)
