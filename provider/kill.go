@@ -85,7 +85,7 @@ func (w *worker) killAttempt(pod *corev1.Pod, a *attempt, k podplan.Kill, asked,
 	}
 	now := time.Now()
 	if a.rec.Kill == nil {
-		a.rec.Kill = &killRecord{Begun: now, Until: now.Add(k.Grace), Message: k.Message}
+		a.rec.Kill = &killRecord{Begun: now, Until: now.Add(k.Grace), Message: k.Message, Abrupt: k.Abrupt}
 		if err := w.step("kill-record", func() error { return a.rec.save(w.p.deps.Layout, string(w.uid)) }); err != nil {
 			a.rec.Kill = nil
 			return err
@@ -95,7 +95,7 @@ func (w *worker) killAttempt(pod *corev1.Pod, a *attempt, k podplan.Kill, asked,
 		}
 		w.quietProbes(a, podEnds)
 	} else if until := now.Add(k.Grace); asked && until.Before(a.rec.Kill.Until) {
-		a.rec.Kill.Until = until // the grace period was shortened
+		a.rec.Kill.Until, a.rec.Kill.Abrupt = until, a.rec.Kill.Abrupt || k.Abrupt // the grace period was shortened
 		if err := a.rec.save(w.p.deps.Layout, string(w.uid)); err != nil {
 			return err
 		}
@@ -131,9 +131,11 @@ func (w *worker) quietProbes(a *attempt, podEnds bool) {
 // stopProcess runs the preStop hook and sends the stop signal. It says whether KILL is due:
 // the grace period is over and the process still alive.
 func (w *worker) stopProcess(ctx context.Context, pod *corev1.Pod, c podplan.Container, rec attemptRecord, kill killRecord, ended <-chan struct{}) (alive bool, err error) {
-	hookEnded, err := w.preStopOnce(ctx, pod, c, rec, kill.Until, ended)
-	if err != nil {
-		return false, err
+	var hookEnded time.Time
+	if !kill.Abrupt {
+		if hookEnded, err = w.preStopOnce(ctx, pod, c, rec, kill.Until, ended); err != nil {
+			return false, err
+		}
 	}
 	killAt := podplan.KillTimes(kill.Begun, kill.Until.Sub(kill.Begun), hookEnded)
 	if err := w.signal(ctx, "term", rec, signalOf(rec.StopSignal), false); err != nil {

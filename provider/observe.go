@@ -189,7 +189,7 @@ func (w *worker) view(pod *corev1.Pod, a *attempt) podplan.Attempt {
 		Number: a.rec.Number, Unit: a.rec.Unit, SpecHash: a.rec.SpecHash, Imported: a.rec.Imported,
 		CreatedAt: a.rec.CreatedAt, Backoff: a.rec.Backoff, StartedAt: a.rec.StartedAt,
 		Image: a.rec.Image, ImageID: a.rec.ImageID, User: a.rec.User, Resources: a.rec.Resources, PostStart: a.rec.PostStart, Killing: a.rec.Kill != nil,
-		Phase: podplan.Running, Sandbox: a.rec.Sandbox,
+		Phase: podplan.Running, Sandbox: a.rec.Sandbox, Round: a.rec.Round,
 	}
 	switch {
 	case a.exit != nil && (a.complete || a.rec.Container == podplan.PauseName): // that one has no log
@@ -209,6 +209,9 @@ func (w *worker) view(pod *corev1.Pod, a *attempt) podplan.Attempt {
 func viewExit(v *podplan.Attempt, a *attempt) {
 	v.ExitCode, v.Signal, v.OOMKilled = a.exit.ExitCode, a.exit.Signal, a.exit.OOMKilled
 	v.Reason, v.Message = a.rec.Reason, a.message
+	if k := a.rec.Kill; v.Reason == "" && !v.OOMKilled && k != nil && k.Abrupt {
+		v.Reason = podplan.RestartingAll
+	}
 	if t, err := time.Parse(time.RFC3339Nano, a.exit.FinishedAt); err == nil {
 		v.FinishedAt, v.HeldFrom = t, a.heldFrom
 	}

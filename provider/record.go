@@ -38,6 +38,8 @@ type attemptRecord struct {
 	User *corev1.LinuxContainerUser `json:"user,omitempty"`
 	// Sandbox is the number of the pause process that it was started under.
 	Sandbox int `json:"sandbox,omitempty"`
+	// Round is the restart of all containers that it is part of.
+	Round int `json:"round,omitempty"`
 	// VolumeImages are the digests of the images that it has as volumes.
 	VolumeImages []string `json:"volumeImages,omitempty"`
 	// Resources are what the process runs with.
@@ -61,6 +63,8 @@ type killRecord struct {
 	Begun   time.Time `json:"begun"`
 	Until   time.Time `json:"until"` // KILL comes then
 	Message string    `json:"message"`
+	// Abrupt says that the preStop hook is not run.
+	Abrupt bool `json:"abrupt,omitempty"`
 }
 
 // notLater moves a kill that is to begin in the future to now: the clock was set back since.

@@ -196,7 +196,7 @@ func (w *worker) startAttempt(ctx context.Context, pod *corev1.Pod, c podplan.Co
 	a := newAttempt(attemptRecord{
 		Container: c.Name, Number: st.Attempt, Unit: podplan.UnitName(uid, c.Name, st.Attempt), SpecHash: podplan.SpecHash(c),
 		Image: c.Image, ImageID: cin.Image.Digest, CreatedAt: time.Now(), Backoff: st.Backoff, StopSignal: stopSignal(c, cin.Image),
-		Resources: c.Resources.DeepCopy(), Sandbox: st.Sandbox, VolumeImages: cin.VolumeImages,
+		Resources: c.Resources.DeepCopy(), Sandbox: st.Sandbox, Round: st.Round, VolumeImages: cin.VolumeImages,
 	}, false)
 	if c.Lifecycle != nil && c.Lifecycle.PostStart != nil {
 		a.rec.PostStart = podplan.HookRunning

@@ -9,8 +9,8 @@ CONFORMANCE := .conformance/metalrig conformance
 	@mkdir -p .conformance && cd tests && go build -o ../.conformance/metalrig ./cmd/metalrig
 
 .PHONY: conformance
-conformance: .conformance-command ## run upstream's suite: [FOCUS=regex] [SKIP=regex] [NODES=2] [PARALLEL=4] [KEEP=1]
-	@$(CONFORMANCE) --focus '$(subst ','\'',$(value FOCUS))' --skip '$(subst ','\'',$(value SKIP))' --nodes $(NODES) --parallel $(PARALLEL) \
+conformance: .conformance-command ## run upstream's suite: [FOCUS=regex] [SKIP=regex] [GATES=A=true,B=true] [NODES=2] [PARALLEL=4] [KEEP=1]
+	@$(CONFORMANCE) --focus '$(subst ','\'',$(value FOCUS))' --skip '$(subst ','\'',$(value SKIP))' --feature-gates '$(GATES)' --nodes $(NODES) --parallel $(PARALLEL) \
 		--service-proxy $(SERVICE_PROXY) $(if $(KEEP),--keep)
 
 .PHONY: conformance-report

@@ -56,9 +56,16 @@ func (n *Node) observe(ctx context.Context, before []corev1.NodeCondition) (*cor
 			VolumesInUse:    n.volumesInUse(),
 			RuntimeHandlers: n.runtimeHandlers(),
 			Features:        &corev1.NodeFeatures{SupplementalGroupsPolicy: new(true)},
+
+			DeclaredFeatures: declaredFeatures,
 		},
 	}, nil
 }
+
+// declaredFeatures are those of KEP-5328 that this node has, sorted: with the gate
+// NodeDeclaredFeatures the scheduler and the API server ask for them; without it the API server
+// drops them.
+var declaredFeatures = []string{"GuaranteedQoSPodCPUResize", "RestartAllContainersOnContainerExits"}
 
 // controllerAttaches has the cluster's controller attach volumes to this node.
 const controllerAttaches = "volumes.kubernetes.io/controller-managed-attach-detach"

@@ -15,6 +15,8 @@ type Start struct {
 	Backoff   time.Duration `json:"backoff,omitempty"` // what the attempt after this one waits
 	// Sandbox is the number of the pause process that it runs under.
 	Sandbox int `json:"sandbox,omitempty"`
+	// Round is the restart of all containers that it is part of, 0 before the first.
+	Round int `json:"round,omitempty"`
 }
 
 // Kill is one running attempt to end.
@@ -25,6 +27,8 @@ type Kill struct {
 	Message   string        `json:"message"`
 	// Restart says that the container is started again afterwards.
 	Restart bool `json:"restart,omitempty"`
+	// Abrupt says that no preStop hook is run.
+	Abrupt bool `json:"abrupt,omitempty"`
 }
 
 // Waiting is a container's waiting state.
@@ -49,6 +53,9 @@ type Decision struct {
 	Ending bool `json:"ending,omitempty"`
 	// Done says that, besides, no process is left: the pod's phase is final.
 	Done bool `json:"done,omitempty"`
+	// Trigger is the exit for which all containers are being ended, to be started again; nil
+	// for none, and once they have ended.
+	Trigger *Trigger `json:"trigger,omitempty"`
 	// Failure is why the pod failed as a whole.
 	Failure *Ending `json:"failure,omitempty"`
 	// Initialized says that all init containers have done their part.
@@ -80,6 +87,9 @@ func Decide(pod *corev1.Pod, obs Observed) Decision {
 		return d.out
 	}
 	d.ephemeral()
+	if waits := d.restartAll(); waits {
+		return d.out
+	}
 	if failed := d.init(); failed {
 		d.out.Start = nil
 		d.end()
@@ -228,6 +238,8 @@ func (d *decider) container(c Container) (ended, started bool) {
 	case last.Phase == Running:
 		d.running(c, last)
 		return false, last.PostStart != HookRunning
+	case d.obs.outdated(d.pod, c, last):
+		d.startAnew(c, last)
 	default:
 		return d.endedAttempt(c, last), true
 	}
@@ -311,6 +323,9 @@ func (d *decider) holdBack(c Container, last Attempt, until time.Time) {
 
 func (d *decider) start(c Container, attempt int, backoff time.Duration) {
 	start := Start{Container: c.Name, Attempt: attempt, Backoff: backoff}
+	if c.Role != RoleEphemeral && c.Name != PauseName {
+		start.Round = d.obs.RestartRound(d.pod)
+	}
 	if SharesPID(d.pod) && c.Name != PauseName {
 		start.Sandbox = d.obs.sandbox()
 	}

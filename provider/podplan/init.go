@@ -43,6 +43,9 @@ func (d *decider) mainStarted() bool {
 // rebootEndsPod says that nothing of the pod is run anew after a reboot, or the end of its
 // sandbox, because its containers must not be restarted or have all done their work.
 func (d *decider) rebootEndsPod() bool {
+	if len(d.obs.triggers(d.pod)) > 0 {
+		return false
+	}
 	stale := false
 	for _, c := range Containers(d.pod) {
 		if c.Role == RoleEphemeral {
@@ -63,7 +66,12 @@ func (d *decider) rebootEndsPod() bool {
 // initContainer runs one init container to success.
 func (d *decider) initContainer(c Container) (done, failed bool) {
 	last, ok := d.obs.latest(c.Name)
-	if ok && last.Phase == Ended && d.obs.Stale(d.pod, last) {
+	switch {
+	case !ok || last.Phase != Ended:
+	case d.obs.outdated(d.pod, c, last):
+		d.startAnew(c, last)
+		return false, false
+	case d.obs.Stale(d.pod, last):
 		d.start(c, last.Number+1, 0) // the sandbox is new: it runs anew
 		return false, false
 	}

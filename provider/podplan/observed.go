@@ -38,6 +38,8 @@ type Attempt struct {
 	Imported bool `json:"imported,omitempty"`
 	// Sandbox is the number of the pod's pause process that this attempt was started under.
 	Sandbox int `json:"sandbox,omitempty"`
+	// Round is the restart of all containers that this attempt was part of, 0 before the first.
+	Round int `json:"round,omitempty"`
 
 	// CreatedAt is when the attempt was decided on; Backoff is the delay that the next
 	// attempt will be held back for, 0 for none.

@@ -67,10 +67,11 @@ func (o Observed) SandboxUp(pod *corev1.Pod) bool {
 	return !SharesPID(pod) || ok && last.Phase == Running
 }
 
-// Stale says whether an attempt ran in a sandbox that is no more: before a reboot, or in a
-// PID namespace whose first process has died. Its end says nothing of what is to come.
+// Stale says whether an attempt ran before a restart of all containers, or in a sandbox that is
+// no more: before a reboot, or in a PID namespace whose first process has died. Its end says
+// nothing of what is to come.
 func (o Observed) Stale(pod *corev1.Pod, a Attempt) bool {
-	return a.Imported || SharesPID(pod) && a.Sandbox != o.sandbox()
+	return a.Imported || a.Round < o.RestartRound(pod) || SharesPID(pod) && a.Sandbox != o.sandbox()
 }
 
 // pause keeps the pause process running and says whether containers may start. When it

@@ -139,6 +139,9 @@ func TestNeverTwoAttempts(t *testing.T) {
 		always := corev1.ContainerRestartPolicyAlways
 		pod.Spec.RestartPolicy = rapid.SampledFrom([]corev1.RestartPolicy{"Always", "OnFailure", "Never"}).Draw(t, "policy")
 		pod.Spec.InitContainers = []corev1.Container{{Name: "i", Image: "img"}, {Name: "s", Image: "img", RestartPolicy: &always}}
+		if rapid.Bool().Draw(t, "ruled") {
+			pod.Spec.Containers[0].RestartPolicyRules = []corev1.ContainerRestartRule{restartAllOn(2)}
+		}
 		if rapid.Bool().Draw(t, "shared") {
 			share := true
 			pod.Spec.ShareProcessNamespace = &share
@@ -156,7 +159,7 @@ func TestNeverTwoAttempts(t *testing.T) {
 				obs.Attempts[c] = append(obs.Attempts[c], Attempt{
 					Number: n, Phase: phase, ExitCode: rapid.IntRange(0, 2).Draw(t, "exit"), Started: rapid.Bool().Draw(t, "started"),
 					FinishedAt: time.Unix(rapid.Int64Range(1900, 2000).Draw(t, "finished"), 0), Imported: rapid.Bool().Draw(t, "imported"),
-					Sandbox: rapid.IntRange(0, 1).Draw(t, "sandbox"),
+					Sandbox: rapid.IntRange(0, 1).Draw(t, "sandbox"), Round: rapid.IntRange(0, 1).Draw(t, "round"),
 					Backoff: time.Duration(rapid.IntRange(0, 300).Draw(t, "backoff")) * time.Second,
 				})
 			}

@@ -15,10 +15,8 @@ func Restarts(pod *corev1.Pod, c Container, exitCode int) bool {
 	case RoleEphemeral:
 		return false
 	}
-	for _, rule := range c.RestartPolicyRules {
-		if rule.Action == corev1.ContainerRestartRuleActionRestart && ruleMatches(rule, exitCode) {
-			return true
-		}
+	if action(c, exitCode) != "" {
+		return true
 	}
 	policy := pod.Spec.RestartPolicy
 	if c.RestartPolicy != nil {
@@ -31,6 +29,16 @@ func Restarts(pod *corev1.Pod, c Container, exitCode int) bool {
 		return exitCode != 0
 	}
 	return c.Role == RoleMain || exitCode != 0
+}
+
+// action is that of the first of the container's rules that matches the exit code, "" if none does.
+func action(c Container, exitCode int) corev1.ContainerRestartRuleAction {
+	for _, rule := range c.RestartPolicyRules {
+		if ruleMatches(rule, exitCode) {
+			return rule.Action
+		}
+	}
+	return ""
 }
 
 func ruleMatches(rule corev1.ContainerRestartRule, exitCode int) bool {

@@ -51,9 +51,9 @@ var containerRules = []struct {
 	reason  string
 	refused func(*corev1.PodSpec, Container) bool
 }{
-	{"restartPolicyRules", "action RestartAllContainers is an alpha feature, off in Kubernetes 1.35, and " + notYet, func(_ *corev1.PodSpec, c Container) bool {
+	{"restartPolicyRules", "only the actions Restart and RestartAllContainers are known to this version of vk-metal", func(_ *corev1.PodSpec, c Container) bool {
 		return slices.ContainsFunc(c.RestartPolicyRules, func(r corev1.ContainerRestartRule) bool {
-			return r.Action != corev1.ContainerRestartRuleActionRestart
+			return r.Action != corev1.ContainerRestartRuleActionRestart && r.Action != corev1.ContainerRestartRuleActionRestartAllContainers
 		})
 	}},
 }

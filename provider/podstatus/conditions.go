@@ -14,7 +14,7 @@ import (
 // owned are the conditions that this node writes; all others are kept as they are.
 var owned = []corev1.PodConditionType{
 	corev1.PodReadyToStartContainers, corev1.PodInitialized, corev1.PodReady, corev1.ContainersReady, corev1.PodScheduled,
-	corev1.PodResizePending, corev1.PodResizeInProgress,
+	corev1.PodResizePending, corev1.PodResizeInProgress, corev1.AllContainersRestarting,
 }
 
 // Owned says whether this node writes the condition.
@@ -42,11 +42,29 @@ func conditions(pod *corev1.Pod, s corev1.PodStatus, in Input) []corev1.PodCondi
 			Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue, Reason: corev1.PodReasonTerminationByKubelet, Message: failure.Message,
 		})
 	}
+	if podplan.RestartsAll(pod) {
+		own = append(own, restarting(s, in))
+	}
 	for _, c := range append(own, resizing(pod, in)...) {
 		c.ObservedGeneration = pod.Generation
 		out = append(out, withTime(c, pod.Status.Conditions, in))
 	}
 	return out
+}
+
+// restarting says whether all containers are being ended to be started again (KEP-5532); it is
+// false again before the first is started.
+func restarting(s corev1.PodStatus, in Input) corev1.PodCondition {
+	c := corev1.PodCondition{Type: corev1.AllContainersRestarting, Status: corev1.ConditionFalse}
+	switch {
+	case s.Phase == corev1.PodSucceeded:
+		c.Reason = "PodCompleted"
+	case s.Phase == corev1.PodFailed:
+		c.Reason = "PodFailed"
+	case in.Decision.Trigger != nil:
+		c.Status, c.Reason, c.Message = corev1.ConditionTrue, "RestartAllContainersStarted", in.Decision.Trigger.String()
+	}
+	return c
 }
 
 // resizing are the conditions of a resize; there are none without one.

@@ -67,7 +67,7 @@ func (t *tally) init(pod *corev1.Pod, c podplan.Container, cs corev1.ContainerSt
 		end = cs.LastTerminationState.Terminated
 	}
 	switch {
-	case end == nil:
+	case end == nil, restartingAll(cs):
 		t.pendingInit++
 	case end.ExitCode != 0 && !podplan.Restarts(pod, c, int(end.ExitCode)):
 		t.failedInit++
@@ -106,8 +106,13 @@ func (t *tally) main(pod *corev1.Pod, c podplan.Container, cs corev1.ContainerSt
 		if end.ExitCode == 0 {
 			t.stoppedGood++
 		}
-		if !podplan.Restarts(pod, c, int(end.ExitCode)) {
+		if !restartingAll(cs) && !podplan.Restarts(pod, c, int(end.ExitCode)) {
 			t.stoppedForGood++
 		}
 	}
+}
+
+// restartingAll says that the container is started again whatever its end was like.
+func restartingAll(cs corev1.ContainerStatus) bool {
+	return cs.State.Waiting != nil && cs.State.Waiting.Reason == podplan.RestartingAll
 }

@@ -284,3 +284,56 @@ func TestStopSignalIsShownWhereItIsSet(t *testing.T) {
 		t.Errorf("stop signal %v of a container that sets none", *got)
 	}
 }
+
+// TestRestartOfAllContainersIsShown: the condition holds while the old processes end, a pod
+// that is initialized stays so, and none fails meanwhile.
+func TestRestartOfAllContainersIsShown(t *testing.T) {
+	type wanted struct {
+		phase                   corev1.PodPhase
+		restarting, initialized string
+	}
+	for name, tc := range map[string]struct {
+		change func(*Input)
+		want   wanted
+	}{
+		"nothing has happened": {func(*Input) {}, wanted{corev1.PodRunning, "False", "True"}},
+		"the others end":       {func(in *Input) { set(in, "a", ended(0, 42)) }, wanted{corev1.PodPending, "True", "True"}},
+		"the others have ended": {func(in *Input) {
+			set(in, "a", ended(0, 42))
+			set(in, "b", ended(0, 137))
+			set(in, "side", ended(0, 137))
+		}, wanted{corev1.PodPending, "False", "True"}},
+		"it is held back": {func(in *Input) {
+			source := ended(1, 42)
+			source.Backoff, source.FinishedAt = time.Minute, now
+			set(in, "a", ended(0, 42), source)
+			set(in, "b", ended(0, 137))
+			set(in, "side", ended(0, 137))
+		}, wanted{corev1.PodPending, "False", "True"}},
+		"the init container failed in the end": {func(in *Input) {
+			again := ended(1, 1)
+			again.Round = 1
+			set(in, "init", ended(0, 0), again)
+			set(in, "a", ended(0, 42))
+			set(in, "b", ended(0, 137))
+			set(in, "side", ended(0, 137))
+		}, wanted{corev1.PodFailed, "False", "True"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pod, in := base()
+			never := corev1.ContainerRestartPolicyNever
+			pod.Spec.RestartPolicy, pod.Spec.Containers[0].RestartPolicy = corev1.RestartPolicyNever, &never
+			pod.Spec.Containers[0].RestartPolicyRules = []corev1.ContainerRestartRule{{
+				Action:    corev1.ContainerRestartRuleActionRestartAllContainers,
+				ExitCodes: &corev1.ContainerRestartRuleOnExitCodes{Operator: corev1.ContainerRestartRuleOnExitCodesOpIn, Values: []int32{42}},
+			}}
+			tc.change(in)
+			decide(pod, in)
+			s := Compute(pod, *in)
+			got := wanted{s.Phase, status(s, corev1.AllContainersRestarting), status(s, corev1.PodInitialized)}
+			if got != tc.want {
+				t.Errorf("got %+v, want %+v\ndecision %+v", got, tc.want, in.Decision)
+			}
+		})
+	}
+}

@@ -89,6 +89,8 @@ type Selection struct {
 	Focus string `json:"focus,omitempty"`
 	// Skip leaves out of what Focus chose.
 	Skip string `json:"skip,omitempty"`
+	// Gates are the control plane's feature gates, as in "A=true,B=true"; "" are the defaults.
+	Gates string `json:"gates,omitempty"`
 }
 
 // Full says whether the selection is the whole of conformance.
@@ -105,6 +107,9 @@ func (s Selection) String() string {
 	}
 	if s.Skip != "" {
 		text += " without `" + strings.ReplaceAll(s.Skip, "|", "\\|") + "`"
+	}
+	if s.Gates != "" {
+		text += " with `" + s.Gates + "`"
 	}
 	return text
 }

@@ -22,7 +22,13 @@ func (cp *ControlPlane) components() []component {
 	for i := range cp.endpoints {
 		all = append(all, cp.apiserver(i))
 	}
-	return append(all, cp.controllerManager(), cp.scheduler())
+	all = append(all, cp.controllerManager(), cp.scheduler())
+	for i := range all {
+		if cp.opts.FeatureGates != "" && all[i].program != "etcd" {
+			all[i].args = append(all[i].args, "--feature-gates="+cp.opts.FeatureGates)
+		}
+	}
+	return all
 }
 
 // etcd keeps its data without fsync: a test cluster's data is worth less than the

@@ -50,6 +50,8 @@ type Options struct {
 	APIServers int
 	// SigningDuration is the lifetime of the certificates that nodes get; 0 is a year.
 	SigningDuration time.Duration
+	// FeatureGates are for all components, as in "A=true,B=false"; "" leaves the defaults.
+	FeatureGates string `json:",omitempty"`
 }
 
 // ControlPlane is a handle; the state is in the rig's directory.
@@ -68,6 +70,9 @@ func Up(ctx context.Context, r *rig.Rig, opts Options, printer *progress.Printer
 	opts.APIServers = max(opts.APIServers, 1)
 	cp := &ControlPlane{rig: r, opts: opts, dir: filepath.Join(r.Dir(), "cluster")}
 	cp.pki = pki.Directory(filepath.Join(cp.dir, "pki"))
+	if before, err := Open(r); err == nil && before.opts.FeatureGates != opts.FeatureGates {
+		return nil, fmt.Errorf("take over the control plane: it runs with the feature gates %q, not %q: remove it first", before.opts.FeatureGates, opts.FeatureGates)
+	}
 	for i := range opts.APIServers {
 		endpoint, err := r.AddEndpoint(ctx, EndpointName(i), "")
 		if err != nil {

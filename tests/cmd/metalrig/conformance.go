@@ -16,6 +16,7 @@ import (
 
 	"github.com/vk-metal/vk-metal/tests/artifacts"
 	"github.com/vk-metal/vk-metal/tests/cluster"
+	"github.com/vk-metal/vk-metal/tests/cluster/controlplane"
 	"github.com/vk-metal/vk-metal/tests/conformance"
 	"github.com/vk-metal/vk-metal/tests/progress"
 )
@@ -46,6 +47,7 @@ func conformanceCommand() *cobra.Command {
 	flags := cmd.PersistentFlags()
 	flags.StringVar(&opts.selection.Focus, "focus", "", "expression that chooses among all upstream tests (all of conformance)")
 	flags.StringVar(&opts.selection.Skip, "skip", "", "expression that leaves tests out")
+	flags.StringVar(&opts.selection.Gates, "feature-gates", "", "feature gates of the control plane, such as A=true,B=true")
 	flags.BoolVar(&opts.selection.Short, "short", false, "run the short list: what CI runs")
 	flags.StringVar(&opts.junit, "junit", "", "also put the JUnit report into this file")
 	flags.IntVar(&opts.nodes, "nodes", 2, "how many machines join")
@@ -154,6 +156,7 @@ func runConformance(ctx context.Context, opts conformanceOptions, out io.Writer)
 	}
 	c, err := cluster.Up(ctx, cluster.Options{
 		Dir: opts.rig(), Nodes: opts.nodes, ServiceProxy: cluster.ServiceProxy(opts.proxy), ClusterDNS: true, Progress: printer,
+		ControlPlane: controlplane.Options{FeatureGates: opts.selection.Gates},
 	})
 	if err != nil {
 		return err
