@@ -2,17 +2,16 @@ package provider
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/vk-metal/vk-metal/internal/volumes"
 	"github.com/vk-metal/vk-metal/provider/podplan"
 )
 
@@ -40,7 +39,7 @@ func (e *envSet) list() []podplan.EnvVar {
 // resolveEnv computes a container's environment as a kubelet does: envFrom first, env over
 // it, each value expanded by what was defined before it and by the service variables,
 // which come last where nothing has their name.
-func (w *worker) resolveEnv(ctx context.Context, pod *corev1.Pod, c podplan.Container, ips []string, volumes map[string]podplan.Volume) ([]podplan.EnvVar, error) {
+func (w *worker) resolveEnv(ctx context.Context, pod *corev1.Pod, c podplan.Container, ips []string, mounted map[string]podplan.Volume) ([]podplan.EnvVar, error) {
 	services, err := w.serviceEnv(pod)
 	if err != nil {
 		return nil, err
@@ -63,7 +62,7 @@ func (w *worker) resolveEnv(ctx context.Context, pod *corev1.Pod, c podplan.Cont
 		case v.Value != "" || v.ValueFrom == nil:
 			env.set(v.Name, podplan.Expand(v.Value, lookup))
 		default:
-			value, ok, err := w.envValue(ctx, pod, c, v, ips, volumes)
+			value, ok, err := w.envValue(ctx, pod, c, v, ips, mounted)
 			if err != nil {
 				return nil, err
 			}
@@ -120,7 +119,7 @@ func missingRef(kind, namespace, name string, optional *bool, err error) error {
 }
 
 // envValue resolves valueFrom; ok is false where an optional key is missing.
-func (w *worker) envValue(ctx context.Context, pod *corev1.Pod, c podplan.Container, v corev1.EnvVar, ips []string, volumes map[string]podplan.Volume) (value string, ok bool, err error) {
+func (w *worker) envValue(ctx context.Context, pod *corev1.Pod, c podplan.Container, v corev1.EnvVar, ips []string, mounted map[string]podplan.Volume) (value string, ok bool, err error) {
 	from := v.ValueFrom
 	switch {
 	case from.FieldRef != nil:
@@ -134,7 +133,7 @@ func (w *worker) envValue(ctx context.Context, pod *corev1.Pod, c podplan.Contai
 	case from.SecretKeyRef != nil:
 		return w.secretKey(ctx, pod, from.SecretKeyRef)
 	case from.FileKeyRef != nil:
-		return fileKey(volumes, from.FileKeyRef)
+		return fileKey(mounted, from.FileKeyRef)
 	}
 	return "", false, fmt.Errorf("env %q has a source that is not supported", v.Name)
 }
@@ -210,8 +209,7 @@ func subscript(path string) (name, key string, ok bool) {
 	return name, key, ok
 }
 
-// resourceValue resolves limits.* and requests.* in units of the divisor, rounded up. A
-// limit that is not set is the node's allocatable.
+// resourceValue resolves limits.* and requests.* of a container, this one if ref names none.
 func (w *worker) resourceValue(pod *corev1.Pod, c podplan.Container, ref *corev1.ResourceFieldSelector) (string, error) {
 	if ref.ContainerName != "" && ref.ContainerName != c.Name {
 		other, ok := podplan.Find(pod, ref.ContainerName)
@@ -220,41 +218,9 @@ func (w *worker) resourceValue(pod *corev1.Pod, c podplan.Container, ref *corev1
 		}
 		c = other
 	}
-	kind, name, ok := strings.Cut(ref.Resource, ".")
-	if !ok {
-		return "", fmt.Errorf("unsupported container resource : %v", ref.Resource)
+	var allocatable corev1.ResourceList
+	if w.p.deps.Node.Allocatable != nil {
+		allocatable = w.p.deps.Node.Allocatable()
 	}
-	var list corev1.ResourceList
-	switch kind {
-	case "limits":
-		list = c.Resources.Limits
-	case "requests":
-		list = c.Resources.Requests
-	default:
-		return "", fmt.Errorf("unsupported container resource : %v", ref.Resource)
-	}
-	quantity := list[corev1.ResourceName(name)]
-	if quantity.IsZero() && kind == "limits" && w.p.deps.Node.Allocatable != nil {
-		quantity = w.p.deps.Node.Allocatable()[corev1.ResourceName(name)]
-	}
-	divisor := ref.Divisor
-	if name == string(corev1.ResourceCPU) {
-		unit := int64(1000)
-		if !divisor.IsZero() {
-			unit = divisor.MilliValue()
-		}
-		return ceilDivide(quantity.MilliValue(), unit)
-	}
-	unit := int64(1)
-	if !divisor.IsZero() {
-		unit = divisor.Value()
-	}
-	return ceilDivide(quantity.Value(), unit)
-}
-
-func ceilDivide(value, unit int64) (string, error) {
-	if unit <= 0 {
-		return "", errors.New("divisor of a resource field is not positive")
-	}
-	return strconv.FormatInt((value+unit-1)/unit, 10), nil
+	return volumes.ResourceField(pod, &c.Container, ref, allocatable)
 }

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"math"
 	"path"
 	"slices"
 	"strconv"
@@ -13,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
+	resourcehelper "k8s.io/component-helpers/resource"
 )
 
 // downward renders downwardAPI items.
@@ -94,13 +94,19 @@ func formatMap(m map[string]string) string {
 	return strings.Join(lines, "\n")
 }
 
-// resourceField is a container's limit or request in units of the divisor, rounded up. Limits
-// that are not set are what the node can allocate.
+// resourceField is ResourceField of the container that ref names.
 func resourceField(pod *corev1.Pod, ref *corev1.ResourceFieldSelector, allocatable corev1.ResourceList) (string, error) {
 	c := findContainer(pod, ref.ContainerName)
 	if c == nil {
 		return "", fmt.Errorf("container %s not found", ref.ContainerName)
 	}
+	return ResourceField(pod, c, ref, allocatable)
+}
+
+// ResourceField is a container's limit or request in units of the divisor, rounded up. Limits of
+// the container that are not set are the pod's, and else what the node can allocate; those of
+// huge pages are 0, as they are never promised twice.
+func ResourceField(pod *corev1.Pod, c *corev1.Container, ref *corev1.ResourceFieldSelector, allocatable corev1.ResourceList) (string, error) {
 	kind, name, _ := strings.Cut(ref.Resource, ".")
 	resourceName := corev1.ResourceName(name)
 	var value resource.Quantity
@@ -112,12 +118,22 @@ func resourceField(pod *corev1.Pod, ref *corev1.ResourceFieldSelector, allocatab
 	case kind == "limits":
 		value = c.Resources.Limits[resourceName]
 		if value.IsZero() && !strings.HasPrefix(name, corev1.ResourceHugePagesPrefix) {
-			value = allocatable[resourceName]
+			value = defaultLimit(pod, resourceName, allocatable)
 		}
 	default:
 		return "", fmt.Errorf("unsupported container resource : %v", ref.Resource)
 	}
-	return inUnits(value, ref.Divisor, resourceName), nil
+	return inUnits(value, ref.Divisor, resourceName)
+}
+
+// defaultLimit is what bounds a container that has no limit of its own.
+func defaultLimit(pod *corev1.Pod, name corev1.ResourceName, allocatable corev1.ResourceList) resource.Quantity {
+	if pod.Spec.Resources != nil && resourcehelper.IsSupportedPodLevelResource(name) {
+		if limit := pod.Spec.Resources.Limits[name]; !limit.IsZero() {
+			return limit
+		}
+	}
+	return allocatable[name]
 }
 
 func isDownwardResource(name string) bool {
@@ -128,7 +144,7 @@ func isDownwardResource(name string) bool {
 	return strings.HasPrefix(name, corev1.ResourceHugePagesPrefix)
 }
 
-func inUnits(value, divisor resource.Quantity, name corev1.ResourceName) string {
+func inUnits(value, divisor resource.Quantity, name corev1.ResourceName) (string, error) {
 	if divisor.IsZero() {
 		divisor = resource.MustParse("1")
 	}
@@ -136,7 +152,14 @@ func inUnits(value, divisor resource.Quantity, name corev1.ResourceName) string 
 	if name == corev1.ResourceCPU {
 		n, d = value.MilliValue(), divisor.MilliValue()
 	}
-	return strconv.FormatInt(int64(math.Ceil(float64(n)/float64(d))), 10)
+	if d <= 0 {
+		return "", errors.New("divisor of a resource field is not positive")
+	}
+	quotient := n / d
+	if n%d > 0 {
+		quotient++
+	}
+	return strconv.FormatInt(quotient, 10), nil
 }
 
 func findContainer(pod *corev1.Pod, name string) *corev1.Container {

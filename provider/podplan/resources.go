@@ -141,11 +141,17 @@ func qosOf(sets []corev1.ResourceRequirements) corev1.PodQOSClass {
 	return corev1.PodQOSBurstable
 }
 
-// oomScoreAdjust is the kubelet's (pkg/kubelet/qos/policy.go).
+// oomScoreAdjust is the kubelet's (pkg/kubelet/qos/policy.go). With requests of the pod
+// itself, what they leave beside the containers' is shared by those evenly (KEP-2837); a sidecar is
+// no likelier a victim than any main container.
 func oomScoreAdjust(pod *corev1.Pod, c Container, memoryCapacity int64) int {
+	const guaranteed = -997
+	if pod.Spec.PriorityClassName == "system-node-critical" { // admission says who may
+		return guaranteed
+	}
 	switch QOS(pod) {
 	case corev1.PodQOSGuaranteed:
-		return -997
+		return guaranteed
 	case corev1.PodQOSBestEffort:
 		return 1000
 	}
@@ -153,5 +159,30 @@ func oomScoreAdjust(pod *corev1.Pod, c Container, memoryCapacity int64) int {
 		return 999
 	}
 	request := c.Resources.Requests.Memory().Value()
-	return int(min(max(1000-1000*request/memoryCapacity, 3), 999))
+	if c.Role == RoleSidecar {
+		request = max(request, leastMainMemory(pod))
+	}
+	request += sharedMemory(pod)
+	return int(min(max(1000-1000*request/memoryCapacity, 1000+guaranteed), 999))
+}
+
+// leastMainMemory is the smallest memory request of the main containers, bytes.
+func leastMainMemory(pod *corev1.Pod) int64 {
+	least := int64(-1)
+	for _, c := range pod.Spec.Containers {
+		if request := c.Resources.Requests.Memory().Value(); least < 0 || request < least {
+			least = request
+		}
+	}
+	return max(least, 0)
+}
+
+// sharedMemory is a container's part of the pod's memory request that no container asks for, bytes.
+func sharedMemory(pod *corev1.Pod) int64 {
+	if !resourcehelper.IsPodLevelRequestsSet(pod) {
+		return 0
+	}
+	own := resourcehelper.AggregateContainerRequests(pod, resourcehelper.PodResourcesOptions{})
+	rest := pod.Spec.Resources.Requests.Memory().Value() - own.Memory().Value()
+	return max(rest, 0) / int64(len(pod.Spec.Containers)+len(pod.Spec.InitContainers))
 }

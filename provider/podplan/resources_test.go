@@ -55,3 +55,36 @@ func TestContainerResources(t *testing.T) {
 		}
 	}
 }
+
+func TestOOMScoreIsAKubelets(t *testing.T) {
+	const capacity = 10 << 30
+	gig := func(n string) corev1.ResourceList {
+		return corev1.ResourceList{corev1.ResourceMemory: resource.MustParse(n)}
+	}
+	always := corev1.ContainerRestartPolicyAlways
+	for name, tc := range map[string]struct {
+		change func(*corev1.Pod)
+		app    int
+		side   int
+	}{
+		"own request":              {func(*corev1.Pod) {}, 900, 900},
+		"the sidecar has more":     {func(p *corev1.Pod) { p.Spec.InitContainers[0].Resources.Requests = gig("3Gi") }, 900, 700},
+		"the pod has more":         {func(p *corev1.Pod) { p.Spec.Resources = &corev1.ResourceRequirements{Requests: gig("5Gi")} }, 700, 700},
+		"all of the node":          {func(p *corev1.Pod) { p.Spec.Containers[0].Resources.Requests = gig("10Gi") }, 3, 3},
+		"next to nothing":          {func(p *corev1.Pod) { p.Spec.Containers[0].Resources.Requests = gig("1") }, 999, 999},
+		"nothing":                  {func(p *corev1.Pod) { p.Spec.Containers[0].Resources.Requests = nil }, 1000, 1000},
+		"critical for the node":    {func(p *corev1.Pod) { p.Spec.PriorityClassName = "system-node-critical" }, -997, -997},
+		"critical for the cluster": {func(p *corev1.Pod) { p.Spec.PriorityClassName = "system-cluster-critical" }, 900, 900},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pod := basePod()
+			pod.Spec.Containers[0].Resources.Requests = gig("1Gi")
+			pod.Spec.InitContainers = []corev1.Container{{Name: "side", Image: "img", RestartPolicy: &always}}
+			tc.change(pod)
+			side, app := Containers(pod)[0], Containers(pod)[1]
+			if a, s := oomScoreAdjust(pod, app, capacity), oomScoreAdjust(pod, side, capacity); a != tc.app || s != tc.side {
+				t.Errorf("got %d and %d for the sidecar, want %d and %d", a, s, tc.app, tc.side)
+			}
+		})
+	}
+}
