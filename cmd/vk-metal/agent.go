@@ -10,6 +10,7 @@ import (
 	"time"
 
 	sddbus "github.com/coreos/go-systemd/v22/dbus"
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
@@ -35,6 +36,8 @@ type agent struct {
 	cfg  config.Config
 	name string
 	log  *slog.Logger
+	// metrics are this agent's own, beside those of the process.
+	metrics *prometheus.Registry
 
 	api    *apiclient.Client
 	client kubernetes.Interface

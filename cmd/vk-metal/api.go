@@ -25,6 +25,7 @@ func (a *agent) newAPI() (*kubeletapi.Server, error) {
 		Pods:        backend,
 		Streams:     backend,
 		Stats:       nodestats.New(a.name, host.BootTime(), source),
+		Metrics:     a.metrics,
 		Probes:      a.pods.probes,
 		Health:      a.alive,
 		Config:      a.configz(),

@@ -18,7 +18,6 @@ import (
 	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/client-go/informers"
 	"k8s.io/client-go/tools/cache"
-	"k8s.io/component-base/metrics/legacyregistry"
 
 	"github.com/vk-metal/vk-metal/hostgw/bgp"
 	"github.com/vk-metal/vk-metal/internal/config"
@@ -53,7 +52,7 @@ func (a *agent) bgpTasks(factory informers.SharedInformerFactory) ([]task.Task, 
 	if err := followServices(factory, b.service, b.servicesKnown); err != nil {
 		return nil, err
 	}
-	legacyregistry.RawMustRegister(b.speaker)
+	a.metrics.MustRegister(b.speaker)
 	a.mu.Lock()
 	a.bgp = b
 	a.mu.Unlock()

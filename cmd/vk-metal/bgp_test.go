@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -41,7 +42,7 @@ func TestBGPFollowsTheCluster(t *testing.T) {
 	events := record.NewFakeRecorder(100)
 	client := c.Client(c.CA.Issue(t, "system:node:metal-1", "system:nodes"))
 	a := &agent{
-		g: &globals{layout: paths.Layout{Run: dir}}, name: "metal-1", log: slog.New(slog.DiscardHandler), client: client, recorder: events,
+		g: &globals{layout: paths.Layout{Run: dir}}, name: "metal-1", log: slog.New(slog.DiscardHandler), client: client, recorder: events, metrics: prometheus.NewRegistry(),
 		addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}, podCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")},
 		selfTold: true, peersTold: true, selfNode: &corev1.Node{},
 		cfg: config.Config{Network: config.Network{Routing: "HostGW", BGPConfigMap: "kube-system/vk-metal-bgp"}},

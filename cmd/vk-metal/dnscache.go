@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 
-	"k8s.io/component-base/metrics/legacyregistry"
-
 	"github.com/vk-metal/vk-metal/internal/dnscache"
 	"github.com/vk-metal/vk-metal/netns"
 )
@@ -18,7 +16,7 @@ func (a *agent) newDNSCache() (err error) {
 	if err != nil {
 		return err
 	}
-	legacyregistry.RawMustRegister(a.dnsCache)
+	a.metrics.MustRegister(a.dnsCache)
 	return nil
 }
 

@@ -13,7 +13,6 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
-	"k8s.io/component-base/metrics/legacyregistry"
 
 	"github.com/vk-metal/vk-metal/hostgw/lan"
 	"github.com/vk-metal/vk-metal/internal/node"
@@ -47,7 +46,7 @@ func (a *agent) lanTasks(factory informers.SharedInformerFactory) ([]task.Task, 
 		if err := followServices(factory, p.service, p.servicesKnown); err != nil {
 			return nil, err
 		}
-		legacyregistry.RawMustRegister(p.announcer)
+		a.metrics.MustRegister(p.announcer)
 		tasks = append(tasks, task.New("lan", func(ctx context.Context, ready func()) error {
 			ready()
 			return p.announcer.Run(ctx)

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/informers"
@@ -32,7 +33,7 @@ func TestLANFollowsTheCluster(t *testing.T) {
 	client := c.Client(c.CA.Issue(t, "system:node:metal-1", "system:nodes"))
 	start := func(network config.Network) (a *agent, stop func()) {
 		a = &agent{
-			name: "metal-1", log: slog.New(slog.DiscardHandler), client: client, peersTold: true, selfNode: &corev1.Node{},
+			name: "metal-1", log: slog.New(slog.DiscardHandler), metrics: prometheus.NewRegistry(), client: client, peersTold: true, selfNode: &corev1.Node{},
 			cfg: config.Config{Network: network},
 		}
 		factory := informers.NewSharedInformerFactory(client, 0)

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus"
 	"github.com/spf13/cobra"
 
 	"github.com/vk-metal/vk-metal/internal/bootstrap"
@@ -45,7 +46,7 @@ func runNode(ctx context.Context, g *globals) error {
 		return err
 	}
 	log.Info("vk-metal starts", "version", version.Version(), "kubelet", version.Kubelet(), "node", name)
-	a := &agent{g: g, cfg: cfg, name: name, log: log}
+	a := &agent{g: g, cfg: cfg, name: name, log: log, metrics: prometheus.NewRegistry()}
 	a.awaitTurn(ctx)
 	err = a.run(ctx, reload(log, g.configPath, level))
 	notify(log, daemon.SdNotifyStopping)

@@ -12,7 +12,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/informers"
-	"k8s.io/component-base/metrics/legacyregistry"
 
 	"github.com/vk-metal/vk-metal/hostgw"
 	"github.com/vk-metal/vk-metal/internal/apparmor"
@@ -138,7 +137,7 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 		return nil, err
 	}
 	for _, collector := range a.pods.provider.Collectors() {
-		legacyregistry.RawMustRegister(collector)
+		a.metrics.MustRegister(collector)
 	}
 	a.newImageGC()
 	a.newEvictor(ctx)

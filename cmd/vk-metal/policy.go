@@ -3,8 +3,6 @@ package main
 import (
 	"context"
 
-	"k8s.io/component-base/metrics/legacyregistry"
-
 	"github.com/vk-metal/vk-metal/internal/policy"
 	"github.com/vk-metal/vk-metal/netns"
 	"github.com/vk-metal/vk-metal/provider"
@@ -23,7 +21,7 @@ func (a *agent) newPolicy() (err error) {
 	if err != nil {
 		return err
 	}
-	legacyregistry.RawMustRegister(a.policy.Collector())
+	a.metrics.MustRegister(a.policy.Collector())
 	return nil
 }
 

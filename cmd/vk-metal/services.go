@@ -7,7 +7,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/informers"
-	"k8s.io/component-base/metrics/legacyregistry"
 
 	"github.com/vk-metal/vk-metal/internal/services"
 	"github.com/vk-metal/vk-metal/netns"
@@ -23,7 +22,7 @@ func (a *agent) newServiceProxy(factory informers.SharedInformerFactory) (err er
 		Services: factory.Core().V1().Services(), Slices: factory.Discovery().V1().EndpointSlices(),
 	})
 	if err == nil {
-		legacyregistry.RawMustRegister(a.proxy.Collector())
+		a.metrics.MustRegister(a.proxy.Collector())
 	}
 	return err
 }

@@ -43,6 +43,9 @@ func (s *Server) summary(w http.ResponseWriter, r *http.Request) {
 // kubelet has them.
 func (s *Server) ownMetrics() http.Handler {
 	gatherers := prometheus.Gatherers{legacyregistry.DefaultGatherer}
+	if s.o.Metrics != nil {
+		gatherers = append(gatherers, s.o.Metrics)
+	}
 	if s.o.Stats != nil {
 		registry := prometheus.NewRegistry()
 		registry.MustRegister(volumeCollector{s.o.Stats})

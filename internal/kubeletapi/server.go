@@ -32,6 +32,8 @@ type Options struct {
 	Streams Streams
 	// Stats may be nil: then there are no statistics.
 	Stats Stats
+	// Metrics are shown at /metrics beside those of the process; may be nil.
+	Metrics prometheus.Gatherer
 	// Probes has the metrics of /metrics/probes; may be nil.
 	Probes prometheus.Gatherer
 	// Health says what is wrong with the agent; may be nil.

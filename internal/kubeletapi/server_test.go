@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -152,8 +153,10 @@ func serve(t *testing.T) *fixture {
 	}
 	serving := cluster.CA.Issue(t, "system:node:metal-1", "system:nodes")
 	backend := newBackend()
+	own := prometheus.NewRegistry()
+	own.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "agents_own"}, func() float64 { return 7 }))
 	server, err := New(Options{
-		NodeName: "metal-1", Listen: netip.MustParseAddrPort("127.0.0.1:0"), ClientCA: caFile,
+		Metrics: own, NodeName: "metal-1", Listen: netip.MustParseAddrPort("127.0.0.1:0"), ClientCA: caFile,
 		Certificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &serving, nil },
 		Client:      cluster.Client(serving), Pods: backend, Streams: backend, Stats: backend,
 		Logs: t.TempDir(), Log: slog.New(slog.DiscardHandler),
@@ -468,7 +471,7 @@ func (f *fixture) testPortForward(t *testing.T) {
 func (f *fixture) testMetrics(t *testing.T) {
 	for path, wants := range map[string][]string{
 		"/metrics": {
-			"go_goroutines", "process_start_time_seconds", `kubelet_volume_stats_capacity_bytes{namespace="ns",persistentvolumeclaim="data"} 4096`,
+			"go_goroutines", "agents_own 7", "process_start_time_seconds", `kubelet_volume_stats_capacity_bytes{namespace="ns",persistentvolumeclaim="data"} 4096`,
 			`kubelet_volume_stats_inodes_used{namespace="ns",persistentvolumeclaim="data"} 3`, `kubelet_volume_stats_health_status_abnormal{namespace="ns",persistentvolumeclaim="data"} 1`,
 		},
 		"/metrics/resource": {"node_cpu_usage_seconds_total 2.5", `container_memory_working_set_bytes{container="runs",namespace="ns",pod="p"} 1.048576e+06`, `pod_cpu_usage_seconds_total{namespace="ns",pod="p"} 2.5`, "resource_scrape_error 0"},

@@ -53,6 +53,14 @@ func run(m *testing.M) int {
 	dir, keep := os.LookupEnv("VK_METAL_STATE")
 	if !keep {
 		dir = filepath.Join(root, ".rig", "e2e")
+	}
+	release, err := rig.Reserve(dir)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "%v (VK_METAL_STATE names one)\n", err)
+		return 1
+	}
+	defer release()
+	if !keep {
 		tearDown = func() { down(dir) }
 	}
 	defer func() { tearDown() }()

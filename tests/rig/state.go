@@ -87,6 +87,27 @@ func lockPath(path string) (unlock func(), err error) {
 	return func() { _ = f.Close() }, nil
 }
 
+// Reserve keeps other runs from a state directory until release is called or this process
+// ends, however it ends: what one run makes there another would take over or remove. That it is
+// taken is an error at once.
+func Reserve(dir string) (release func(), err error) {
+	if err := os.MkdirAll(filepath.Dir(dir), 0o755); err != nil {
+		return nil, fmt.Errorf("reserve %s: %w", dir, err)
+	}
+	f, err := os.OpenFile(filepath.Clean(dir)+".lock", os.O_CREATE|os.O_RDWR, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("reserve %s: %w", dir, err)
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		err = errors.New("another run uses it: wait for its end, or work in another directory")
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("reserve %s: %w", dir, err), f.Close())
+	}
+	return func() { _ = f.Close() }, nil
+}
+
 // flock takes the exclusive lock, over interruptions.
 func flock(f *os.File) error {
 	for {

@@ -19,6 +19,7 @@ import (
 	"github.com/vk-metal/vk-metal/tests/cluster/controlplane"
 	"github.com/vk-metal/vk-metal/tests/conformance"
 	"github.com/vk-metal/vk-metal/tests/progress"
+	"github.com/vk-metal/vk-metal/tests/rig"
 )
 
 // conformanceOptions are what `make conformance` can say.
@@ -154,6 +155,11 @@ func runConformance(ctx context.Context, opts conformanceOptions, out io.Writer)
 	if err != nil {
 		return err
 	}
+	release, err := rig.Reserve(opts.rig())
+	if err != nil {
+		return err
+	}
+	defer release()
 	c, err := cluster.Up(ctx, cluster.Options{
 		Dir: opts.rig(), Nodes: opts.nodes, ServiceProxy: cluster.ServiceProxy(opts.proxy), ClusterDNS: true, Progress: printer,
 		ControlPlane: controlplane.Options{FeatureGates: opts.selection.Gates},

@@ -13,6 +13,7 @@ import (
 	"github.com/vk-metal/vk-metal/tests/cluster"
 	"github.com/vk-metal/vk-metal/tests/conformance"
 	"github.com/vk-metal/vk-metal/tests/progress"
+	"github.com/vk-metal/vk-metal/tests/rig"
 )
 
 // conformanceMutationsCommand judges the suite and this harness: tests that are known to
@@ -36,6 +37,11 @@ func runMutations(ctx context.Context, opts conformanceOptions, out io.Writer) e
 	if err != nil {
 		return err
 	}
+	release, err := rig.Reserve(opts.rig())
+	if err != nil {
+		return err
+	}
+	defer release()
 	c, err := cluster.Up(ctx, cluster.Options{
 		Dir: opts.rig(), Nodes: opts.nodes, ServiceProxy: cluster.ServiceProxy(opts.proxy), ClusterDNS: true,
 		BuildTag: conformance.MutationTag, Progress: printer,
