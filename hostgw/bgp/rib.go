@@ -1,7 +1,6 @@
 package bgp
 
 import (
-	"context"
 	"fmt"
 	"net/netip"
 
@@ -65,21 +64,4 @@ func (v *session) toPath(prefix netip.Prefix, p *apiutil.Path) Path {
 		}
 	}
 	return out
-}
-
-// allTold says whether every peer is there and has told everything since this start.
-func (v *session) allTold() bool {
-	told := true
-	_ = v.s.ListPeer(context.Background(), &api.ListPeerRequest{}, func(p *api.Peer) {
-		if p.GetState().GetSessionState() != api.PeerState_SESSION_STATE_ESTABLISHED {
-			told = false
-			return
-		}
-		for _, f := range p.AfiSafis {
-			if gr := f.GetMpGracefulRestart().GetState(); gr.GetReceived() && !gr.GetEndOfRibReceived() {
-				told = false
-			}
-		}
-	})
-	return told
 }

@@ -29,6 +29,7 @@ type session struct {
 	attrs    State                        // of origin
 	policy   []export
 	families [2]bgp.Family
+	ends     ends
 }
 
 // deferral is how long a restarted node waits for its peers' routes before it tells its own;
@@ -65,8 +66,8 @@ func startSession(ctx context.Context, state *State, restarting bool, log *slog.
 	err = v.s.WatchEvent(inner, server.WatchEventMessageCallbacks{
 		OnPathUpdate: func(paths []*apiutil.Path, _ time.Time) { changed(prefixesOf(paths)) },
 		OnBestPath:   func(paths []*apiutil.Path, _ time.Time) { changed(prefixesOf(paths)) },
-		OnPathEor:    func(*apiutil.Path, time.Time) { changed([]netip.Prefix{}) },
-		OnPeerUpdate: func(*apiutil.WatchEventMessage_PeerEvent, time.Time) { changed(nil) },
+		OnPathEor:    func(p *apiutil.Path, _ time.Time) { v.ends.marker(p); changed([]netip.Prefix{}) },
+		OnPeerUpdate: func(p *apiutil.WatchEventMessage_PeerEvent, _ time.Time) { v.ends.peer(p); changed(nil) },
 	}, server.WatchBestPath(false), server.WatchPostUpdate(false, "", ""), server.WatchEor(false), server.WatchPeer())
 	if err != nil {
 		v.stop(false)

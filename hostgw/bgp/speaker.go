@@ -63,7 +63,7 @@ type Speaker struct {
 	refused    map[netip.Prefix]error
 	subnets    []netip.Prefix
 	settled    bool      // stale routes of before may go
-	toldSince  time.Time // all peers have told everything; zero: they have not
+	toldSince  time.Time // all peers have told everything as far as is known; zero: they have not
 	started    time.Time
 	failed     error  // of the last run
 	saved      []byte // the inputs as they are in the file
@@ -392,9 +392,8 @@ func (s *Speaker) stop() {
 	s.log.Info("BGP stops", "withdrawn", leave)
 }
 
-// toldFor is how long it has to stay that all peers have told everything. Of a router that has
-// started lately itself GoBGP takes that for granted (RFC 4724, 4.1: its Restart State bit),
-// and its routes come seconds later.
+// toldFor is how long it has to stay that all peers have told everything where some of them
+// do not mark the end of what they tell.
 const toldFor = 5 * time.Second
 
 // settle lets stale routes go once all peers have told everything, or had their time; it
@@ -403,17 +402,19 @@ func (s *Speaker) settle() bool {
 	if s.settled {
 		return false
 	}
-	if !s.server.allTold() {
+	told, marked := s.server.allTold()
+	switch {
+	case !told:
 		s.toldSince = time.Time{}
-	} else if s.toldSince.IsZero() {
+	case s.toldSince.IsZero():
 		s.toldSince = time.Now()
 	}
 	patience := max(s.state.RestartTime, 10*time.Second)
-	steady := !s.toldSince.IsZero() && time.Since(s.toldSince) >= toldFor
-	if !steady && time.Since(s.started) < patience {
+	over := marked || told && time.Since(s.toldSince) >= toldFor
+	if !over && time.Since(s.started) < patience {
 		return false
 	}
 	s.settled = true
-	s.log.Info("routes of before the restart are confirmed or removed now")
+	s.log.Info("routes of before the restart are confirmed or removed now", "marked", marked)
 	return true
 }
