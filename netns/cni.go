@@ -16,6 +16,7 @@ import (
 	"github.com/containernetworking/cni/pkg/types"
 	"github.com/containernetworking/cni/pkg/version"
 	"github.com/fsnotify/fsnotify"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/vk-metal/vk-metal/internal/keylock"
 	"github.com/vk-metal/vk-metal/internal/linuxns"
@@ -57,6 +58,8 @@ type CNI struct {
 	locks   keylock.Mutex
 	changed func()
 	log     *slog.Logger
+	// changedNetworks counts what CHECK found.
+	changedNetworks prometheus.Counter
 
 	mu     sync.Mutex
 	list   *libcni.NetworkConfigList // the last that could be read, nil before
@@ -77,6 +80,9 @@ func NewCNI(o CNIOptions) (*CNI, error) {
 		layout: o.Layout, confDir: o.ConfDir, host: host, changed: o.Changed, log: o.Log,
 		lib:    libcni.NewCNIConfigWithCacheDir(o.BinDirs, o.Layout.CNI(), &pluginExec{host: host, RawExec: &invoke.RawExec{Stderr: os.Stderr}}),
 		notYet: errors.New("the network lists have not been read yet"),
+		changedNetworks: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "vk_metal_cni_check_failures_total", Help: "How often network plugins found the network of a running pod changed.",
+		}),
 	}
 	if c.log == nil {
 		c.log = slog.Default()
@@ -228,11 +234,11 @@ func (c *CNI) setUp(ctx context.Context, pod PodNetwork) (PodAddress, error) {
 			return PodAddress{}, err
 		}
 	}
-	ips, err := c.attach(ctx, pod, path, there)
+	ips, problem, err := c.attach(ctx, pod, path, there)
 	if err != nil {
 		return PodAddress{}, err
 	}
-	return PodAddress{Path: path, IPs: ips}, c.inside(path, pod.Sysctls)
+	return PodAddress{Path: path, IPs: ips, Problem: problem}, c.inside(path, pod.Sysctls)
 }
 
 // inside does in the namespace what plugins do not: loopback and the pod's sysctls.
@@ -304,15 +310,21 @@ func (c *CNI) Dial(ctx context.Context, podUID, network, address string) (net.Co
 
 // attach finds the pod's attachment or makes one. A namespace that was there without an
 // attachment is the rest of a killed Setup, of which plugins may know something.
-func (c *CNI) attach(ctx context.Context, pod PodNetwork, path string, there bool) ([]netip.Addr, error) {
-	if ips, ok := c.attached(ctx, pod.PodUID, path); ok {
-		return ips, nil
+func (c *CNI) attach(ctx context.Context, pod PodNetwork, path string, there bool) (ips []netip.Addr, problem string, err error) {
+	if ips, problem, ok := c.attached(ctx, pod.PodUID, path); ok {
+		return ips, problem, nil
 	}
 	if there {
 		if err := c.release(ctx, pod.PodUID); err != nil {
-			return nil, err
+			return nil, "", err
 		}
 	}
+	ips, err = c.add(ctx, pod, path)
+	return ips, "", err
+}
+
+// add makes the pod's attachment, all of it or nothing.
+func (c *CNI) add(ctx context.Context, pod PodNetwork, path string) ([]netip.Addr, error) {
 	list := c.current()
 	rt, err := runtimeConf(list, pod, path)
 	if err != nil {
@@ -331,26 +343,29 @@ func (c *CNI) attach(ctx context.Context, pod PodNetwork, path string, there boo
 	return ips, nil
 }
 
-// attached are the addresses of an attachment that is there. What CHECK finds wrong with it
-// is told and left alone: containers may be running, and no other address would help them.
-func (c *CNI) attached(ctx context.Context, uid, path string) ([]netip.Addr, bool) {
+// attached are the addresses of an attachment that is there, with what CHECK finds wrong with
+// it. That is left alone: containers may be running, and no other address would help them.
+func (c *CNI) attached(ctx context.Context, uid, path string) (ips []netip.Addr, problem string, ok bool) {
 	attachments, err := c.lib.GetCachedAttachments(uid)
 	if err != nil || len(attachments) == 0 {
-		return nil, false
+		return nil, "", false
 	}
 	at := attachments[0]
-	ips, err := c.cachedAddresses(at)
-	if err != nil {
-		return nil, false
+	if ips, err = c.cachedAddresses(at); err != nil {
+		return nil, "", false
 	}
 	if list, err := c.listOf(at); err == nil {
 		err := c.lib.CheckNetworkList(ctx, list, runtimeConfOf(at, path))
 		if err != nil && !errors.Is(err, libcni.ErrorCheckNotSupp) {
-			c.log.Warn("the network plugins find the network of a pod changed", "pod", uid, "network", at.Network, "error", err)
+			c.changedNetworks.Inc()
+			problem = fmt.Sprintf("network %s: %v", at.Network, err)
 		}
 	}
-	return ips, true
+	return ips, problem, true
 }
+
+// Metrics are for the agent's registry.
+func (c *CNI) Metrics() []prometheus.Collector { return []prometheus.Collector{c.changedNetworks} }
 
 // release has the plugins undo what they did for a pod, each attachment as it was made. It
 // is idempotent, as DEL is.

@@ -11,6 +11,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
+
 	"github.com/vk-metal/vk-metal/internal/linuxns"
 	"github.com/vk-metal/vk-metal/internal/testnet"
 )
@@ -163,8 +165,11 @@ func TestCNIPod(t *testing.T) {
 
 	stop()
 	c, _ = w.ready()
-	if again := w.setUp(c, podA, published); again.Path != a.Path || !slices.Equal(again.IPs, a.IPs) {
+	if again := w.setUp(c, podA, published); again.Path != a.Path || !slices.Equal(again.IPs, a.IPs) || again.Problem != "" {
 		t.Errorf("after a restart %v, before %v", again, a)
+	}
+	if found := testutil.ToFloat64(c.changedNetworks); found != 0 {
+		t.Errorf("%v networks are said to have changed", found)
 	}
 	list, err := c.List(context.Background())
 	must(t, err)
@@ -243,6 +248,26 @@ func TestCNIReboot(t *testing.T) {
 	stop()
 	must(t, linuxns.Remove(w.layout().Namespace(podA, "net")))
 	c, _ = w.ready()
+	w.nothing(c, "lan")
+}
+
+// TestCNIChanged: a network that somebody has changed is told of, and used all the same.
+func TestCNIChanged(t *testing.T) {
+	w := newCNIWorld(t)
+	w.lists("lan", "")
+	c, stop := w.ready()
+	before := w.setUp(c, podA)
+	stop()
+	w.run(w.pod(before.Path), "ip", "address", "del", before.IPs[0].String()+"/24", "dev", podLink)
+	c, _ = w.ready()
+	after := w.setUp(c, podA)
+	if !slices.Equal(after.IPs, before.IPs) || !strings.Contains(after.Problem, "lan") || !strings.Contains(after.Problem, before.IPs[0].String()) {
+		t.Errorf("after the change %+v, before %+v", after, before)
+	}
+	if found := testutil.ToFloat64(c.changedNetworks); found != 1 {
+		t.Errorf("%v networks are said to have changed, want 1", found)
+	}
+	must(t, c.Teardown(context.Background(), podA))
 	w.nothing(c, "lan")
 }
 

@@ -32,6 +32,9 @@ type PodAddress struct {
 	Path string
 	// IPs in the order of the node's podCIDRs (the first is status.podIP).
 	IPs []netip.Addr
+	// Problem is what plugins find wrong with a network that was there before, empty for
+	// nothing. The network is used all the same.
+	Problem string
 }
 
 // Network is what the provider needs of the pod network. *Manager implements it.

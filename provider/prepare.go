@@ -101,7 +101,11 @@ func (w *worker) network(pod *corev1.Pod) *op {
 		}
 		var address netns.PodAddress
 		err = w.step("network", func() (err error) {
-			if address, err = w.p.deps.Network.Setup(ctx, wanted); err != nil || w.p.deps.Policy == nil {
+			address, err = w.p.deps.Network.Setup(ctx, wanted)
+			if err == nil && address.Problem != "" {
+				w.event(pod, nil, corev1.EventTypeWarning, "NetworkChanged", "The network plugins find the pod's network changed: "+address.Problem)
+			}
+			if err != nil || w.p.deps.Policy == nil {
 				return err
 			}
 			return w.p.deps.Policy.Admit(ctx, pod, address.IPs)

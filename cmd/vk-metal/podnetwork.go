@@ -20,7 +20,7 @@ func (a *agent) openNetwork() (err error) {
 		a.pods.network = a.pods.own
 		return err
 	}
-	a.pods.network, err = netns.NewCNI(netns.CNIOptions{
+	plugins, err := netns.NewCNI(netns.CNIOptions{
 		Layout: a.g.layout, ConfDir: a.cfg.Network.CNIConfDir, BinDirs: a.cfg.Network.CNIBinDirs, Log: a.log,
 		Changed: func() {
 			if a.node != nil {
@@ -28,5 +28,10 @@ func (a *agent) openNetwork() (err error) {
 			}
 		},
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	a.pods.network = plugins
+	a.metrics.MustRegister(plugins.Metrics()...)
+	return nil
 }
