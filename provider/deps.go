@@ -12,6 +12,7 @@ import (
 	"k8s.io/client-go/tools/record"
 
 	"github.com/vk-metal/vk-metal/internal/devices"
+	"github.com/vk-metal/vk-metal/internal/diskuse"
 	"github.com/vk-metal/vk-metal/internal/images"
 	"github.com/vk-metal/vk-metal/internal/launchspec"
 	"github.com/vk-metal/vk-metal/internal/objects"
@@ -46,6 +47,8 @@ type Deps struct {
 	Policy  Admission
 	Images  images.Store
 	Volumes volumes.Store
+	// Disk measures what pods take of the disk; nil shares what it knows with nobody.
+	Disk    *diskuse.Meter
 	Objects objects.Source
 	Probes  probes.Manager
 	Logs    Logs

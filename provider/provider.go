@@ -12,6 +12,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	corelisters "k8s.io/client-go/listers/core/v1"
 
+	"github.com/vk-metal/vk-metal/internal/diskuse"
 	"github.com/vk-metal/vk-metal/internal/staticpods"
 	"github.com/vk-metal/vk-metal/provider/podplan"
 	"github.com/vk-metal/vk-metal/systemd"
@@ -61,6 +62,9 @@ func New(deps Deps) (*Provider, error) {
 	}
 	if deps.Log == nil {
 		deps.Log = slog.Default()
+	}
+	if deps.Disk == nil {
+		deps.Disk = &diskuse.Meter{}
 	}
 	if deps.HostIPs == nil {
 		deps.HostIPs = func() []string { return nil }

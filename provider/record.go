@@ -190,7 +190,7 @@ func loadPod(layout paths.Layout, uid string) (*corev1.Pod, error) {
 
 // lastLog is the highest attempt with a log file on disk, -1 for none: logs survive a reboot.
 func lastLog(layout paths.Layout, pod *corev1.Pod, container string) int {
-	dir := filepath.Dir(layout.ContainerLog(pod.Namespace, pod.Name, string(pod.UID), container, 0))
+	dir := layout.ContainerLogs(pod.Namespace, pod.Name, string(pod.UID), container)
 	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return -1

@@ -11,14 +11,16 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/vk-metal/vk-metal/internal/diskuse"
+	"github.com/vk-metal/vk-metal/internal/volumes"
 	"github.com/vk-metal/vk-metal/provider/podplan"
 )
 
 const (
 	// storageEvery is a kubelet's interval: the kernel tells nobody of the size of a tree.
 	storageEvery = 10 * time.Second
-	// storageShare bounds the cost: a pod that takes long to measure is measured less often.
-	storageShare = 50
+	// storageAge is how old figures may be for decisions. A pod that takes long to measure is measured
+	// less often.
+	storageAge = storageEvery / 2
 	// evictionGrace is what a kubelet leaves to pods that it evicts at once.
 	evictionGrace = time.Second
 )
@@ -70,15 +72,13 @@ func (w *worker) countLayers(pod *corev1.Pod, dir string) error {
 	return nil
 }
 
-// limitStorage looks at one pod, if its turn has come.
+// limitStorage looks at one pod.
 func (w *worker) limitStorage(ctx context.Context) {
 	pod, gone := w.current()
-	begun := time.Now()
-	if gone || isFinal(pod.Status.Phase) || begun.Before(w.measureAt) || !podplan.LimitsStorage(pod) {
+	if gone || isFinal(pod.Status.Phase) || !podplan.LimitsStorage(pod) {
 		return
 	}
 	usage, err := w.storageUsage(ctx, pod)
-	w.measureAt = begun.Add(storageShare * time.Since(begun))
 	if err != nil {
 		if ctx.Err() == nil {
 			w.log.Warn("Cannot measure what a pod takes of the disk", "err", err)
@@ -99,10 +99,9 @@ func (w *worker) storageUsage(ctx context.Context, pod *corev1.Pod) (podplan.Sto
 	usage := podplan.StorageUsage{Containers: map[string]int64{}, Volumes: map[string]int64{}}
 	for _, c := range podplan.Containers(pod) {
 		for _, dir := range []string{
-			filepath.Dir(layout.Layer(uid, c.Name, 0)), filepath.Dir(layout.ContainerLog(pod.Namespace, pod.Name, uid, c.Name, 0)),
-			filepath.Dir(w.terminationLog(c.Name, 0)),
+			layout.Layers(uid, c.Name), layout.ContainerLogs(pod.Namespace, pod.Name, uid, c.Name), filepath.Dir(w.terminationLog(c.Name, 0)),
 		} {
-			used, err := diskuse.Measure(ctx, dir)
+			used, err := w.p.deps.Disk.Measure(ctx, dir, storageAge)
 			if err != nil {
 				return usage, err
 			}
@@ -119,7 +118,7 @@ func (w *worker) storageUsage(ctx context.Context, pod *corev1.Pod) (podplan.Sto
 		if v.EmptyDir == nil || v.EmptyDir.Medium != corev1.StorageMediumDefault {
 			continue
 		}
-		used, err := diskuse.Measure(ctx, filepath.Join(layout.PodLib(uid), "volumes", "kubernetes.io~empty-dir", v.Name))
+		used, err := w.p.deps.Disk.Measure(ctx, volumes.EmptyDir(layout, uid, v.Name), storageAge)
 		if err != nil {
 			return usage, err
 		}

@@ -77,8 +77,6 @@ type worker struct {
 
 	volumesDue time.Time // when it is news that volumes are not there
 
-	measureAt time.Time // limitStorage only: not before
-
 	unitsDirty chan struct{}
 	looking    pulse
 }

@@ -15,7 +15,7 @@ import (
 func (a *agent) newAPI() (*kubeletapi.Server, error) {
 	backend := apiBackend{a.pods.provider}
 	host := a.nodeOptions().Host
-	source := figures{host: host, systemd: a.pods.systemd, pods: backend.Pods, volumes: a.pods.volumes}
+	source := figures{host: host, systemd: a.pods.systemd, pods: backend.Pods, volumes: a.pods.volumes, layout: a.g.layout, disk: &a.pods.disk}
 	return kubeletapi.New(kubeletapi.Options{
 		NodeName:    a.name,
 		Listen:      netip.AddrPortFrom(a.cfg.Listen.Address, uint16(a.cfg.Listen.Port)),

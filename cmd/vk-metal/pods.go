@@ -17,6 +17,7 @@ import (
 	"github.com/vk-metal/vk-metal/internal/apparmor"
 	"github.com/vk-metal/vk-metal/internal/csi"
 	"github.com/vk-metal/vk-metal/internal/devices"
+	"github.com/vk-metal/vk-metal/internal/diskuse"
 	"github.com/vk-metal/vk-metal/internal/images"
 	"github.com/vk-metal/vk-metal/internal/node"
 	"github.com/vk-metal/vk-metal/internal/objects"
@@ -41,6 +42,7 @@ type podParts struct {
 	imageGC  *images.Collector
 	probes   *prometheus.Registry
 	volumes  *volumes.Manager
+	disk     diskuse.Meter // of pods: what volumes, provider and the API know of it
 	csi      *csi.Manager
 	devices  *devices.Manager
 	provider *provider.Provider
@@ -84,7 +86,7 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 	a.pods.logins.UseAccounts(source)
 	allocatable := func() corev1.ResourceList { return a.node.Latest().Status.Allocatable }
 	a.pods.volumes, err = volumes.NewManager(volumes.Options{
-		Layout: a.g.layout, Objects: source, Claims: volumes.APIClaims{Client: a.client}, CSI: a.pods.csi, Node: a.self, NodeAllocatable: allocatable, Logger: a.log,
+		Layout: a.g.layout, Objects: source, Claims: volumes.APIClaims{Client: a.client}, CSI: a.pods.csi, Node: a.self, NodeAllocatable: allocatable, Disk: &a.pods.disk, Logger: a.log,
 	})
 	if err != nil {
 		return nil, err
@@ -120,7 +122,7 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 	a.pods.provider, err = provider.New(mutate(provider.Deps{
 		NodeName: a.name, Client: a.client, Layout: a.g.layout,
 		Runtime: a.pods.systemd, Executor: a.pods.systemd, Usage: a.pods.systemd, Network: a.pods.network, Policy: a.admission(), Readiness: a.readiness(), Images: a.pods.images,
-		Volumes: a.pods.volumes, Objects: source, Probes: prober, Logs: logStreams{a.g.layout, a.cfg.Logs}, Sandbox: sandbox.New(a.g.layout),
+		Volumes: a.pods.volumes, Disk: &a.pods.disk, Objects: source, Probes: prober, Logs: logStreams{a.g.layout, a.cfg.Logs}, Sandbox: sandbox.New(a.g.layout),
 		AppArmor: armor, Devices: a.pods.devices,
 		Services: services.Lister(), Hold: hold, Static: a.staticPods, Recorder: a.recorder, Log: a.log, DNS: a.dns(), HostIPs: a.hostIPs,
 		Node: provider.NodeFacts{

@@ -9,8 +9,10 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	statsv1alpha1 "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
+	"github.com/vk-metal/vk-metal/internal/diskuse"
 	"github.com/vk-metal/vk-metal/internal/node"
 	"github.com/vk-metal/vk-metal/internal/nodestats"
+	"github.com/vk-metal/vk-metal/internal/paths"
 	"github.com/vk-metal/vk-metal/internal/volumes"
 	"github.com/vk-metal/vk-metal/provider/podplan"
 	"github.com/vk-metal/vk-metal/systemd"
@@ -21,7 +23,14 @@ type figures struct {
 	host    node.Host
 	systemd *systemd.Manager
 	pods    func() []*corev1.Pod
-	volumes *volumes.Manager
+	volumes usages
+	layout  paths.Layout
+	disk    *diskuse.Meter
+}
+
+// usages has the figures of a pod's volumes; *volumes.Manager implements it.
+type usages interface {
+	Usage(ctx context.Context, pod *corev1.Pod) []volumes.Usage
 }
 
 var _ nodestats.Source = figures{}
@@ -45,7 +54,7 @@ func (f figures) Node(ctx context.Context) (nodestats.Reading, error) {
 }
 
 // Pods implements nodestats.Source: the slices of the units that run, with their containers.
-func (f figures) Pods(ctx context.Context) ([]nodestats.Pod, error) {
+func (f figures) Pods(ctx context.Context, disks bool) ([]nodestats.Pod, error) {
 	units, err := f.systemd.List(ctx)
 	if err != nil {
 		return nil, err
@@ -77,12 +86,13 @@ func (f figures) Pods(ctx context.Context) ([]nodestats.Pod, error) {
 	for _, uid := range order {
 		list = append(list, *pods[uid])
 	}
-	f.describe(ctx, list)
+	f.describe(ctx, list, disks)
 	return list, nil
 }
 
-// describe takes the pods' start from their status, where it is known, and adds their volumes.
-func (f figures) describe(ctx context.Context, list []nodestats.Pod) {
+// describe takes the pods' start from their status, where it is known, and adds what they take of
+// disks.
+func (f figures) describe(ctx context.Context, list []nodestats.Pod, disks bool) {
 	known := map[string]*corev1.Pod{}
 	for _, pod := range f.pods() {
 		known[string(pod.UID)] = pod
@@ -95,10 +105,54 @@ func (f figures) describe(ctx context.Context, list []nodestats.Pod) {
 		if pod.Status.StartTime != nil {
 			list[i].StartedAt = pod.Status.StartTime.Time
 		}
-		for _, usage := range f.volumes.Usage(ctx, pod) {
-			list[i].Volumes = append(list[i].Volumes, volumeStats(pod, usage))
+		if disks {
+			f.addDisks(ctx, &list[i], pod)
 		}
 	}
+}
+
+// diskAge is how old figures of layers and logs may be, as those of volumes.
+const diskAge = time.Minute
+
+// addDisks adds what the pod takes of its node's disk, and of its volumes. All of its containers
+// count, also those that have ended.
+func (f figures) addDisks(ctx context.Context, into *nodestats.Pod, pod *corev1.Pod) {
+	var sum *nodestats.Disk
+	add := func(at time.Time, bytes, inodes int64) *nodestats.Disk {
+		one := &nodestats.Disk{Time: at, Bytes: uint64(max(0, bytes)), Inodes: uint64(max(0, inodes))}
+		if sum == nil {
+			sum = &nodestats.Disk{Time: at}
+		}
+		sum.Bytes, sum.Inodes = sum.Bytes+one.Bytes, sum.Inodes+one.Inodes
+		return one
+	}
+	newest := func(dir string) *nodestats.Disk {
+		sample, known := f.disk.Newest(dir, diskAge)
+		if !known {
+			return nil
+		}
+		return add(sample.Time, sample.Bytes, sample.Inodes)
+	}
+	for _, c := range podplan.Containers(pod) {
+		rootfs := newest(f.layout.Layers(into.UID, c.Name))
+		logs := newest(f.layout.ContainerLogs(pod.Namespace, pod.Name, into.UID, c.Name))
+		for i := range into.Containers {
+			if into.Containers[i].Name == c.Name {
+				into.Containers[i].Rootfs, into.Containers[i].Logs = rootfs, logs
+			}
+		}
+	}
+	local := map[string]bool{}
+	for i := range pod.Spec.Volumes {
+		local[pod.Spec.Volumes[i].Name] = podplan.OnNodeDisk(&pod.Spec.Volumes[i])
+	}
+	for _, usage := range f.volumes.Usage(ctx, pod) {
+		into.Volumes = append(into.Volumes, volumeStats(pod, usage))
+		if local[usage.Volume] {
+			add(usage.Time, usage.Used, usage.InodesUsed)
+		}
+	}
+	into.Ephemeral = sum
 }
 
 func volumeStats(pod *corev1.Pod, usage volumes.Usage) statsv1alpha1.VolumeStats {

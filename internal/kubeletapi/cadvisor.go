@@ -34,6 +34,10 @@ var (
 	cadvisorReceived  = cadvisorDesc("container_network_receive_bytes_total", "Cumulative count of bytes received", "interface")
 	cadvisorSent      = cadvisorDesc("container_network_transmit_bytes_total", "Cumulative count of bytes transmitted", "interface")
 	cadvisorStart     = cadvisorDesc("container_start_time_seconds", "Start time of the container since unix epoch in seconds.")
+	cadvisorDisk      = cadvisorDesc("container_fs_usage_bytes", "Number of bytes that are consumed by the container on this filesystem.", "device")
+	cadvisorDiskMost  = cadvisorDesc("container_fs_limit_bytes", "Number of bytes that can be consumed by the container on this filesystem.", "device")
+	cadvisorInodes    = cadvisorDesc("container_fs_inodes_total", "Number of Inodes", "device")
+	cadvisorFree      = cadvisorDesc("container_fs_inodes_free", "Number of available Inodes", "device")
 	cadvisorScrape    = desc("container_scrape_error", "1 if there was an error while getting container metrics, 0 otherwise")
 )
 
@@ -44,6 +48,7 @@ type cadvisorCollector struct{ stats Stats }
 func (cadvisorCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		cadvisorCPU, cadvisorMemory, cadvisorWorking, cadvisorRSS, cadvisorProcesses, cadvisorReceived, cadvisorSent, cadvisorStart, cadvisorScrape,
+		cadvisorDisk, cadvisorDiskMost, cadvisorInodes, cadvisorFree,
 	} {
 		ch <- d
 	}
@@ -75,6 +80,7 @@ func (c cadvisorCollector) Collect(ch chan<- prometheus.Metric) {
 		for _, container := range pod.Containers {
 			cadvisorUsage(ch, container.CPU, container.Memory, labels(container.Name))
 			cadvisorPressure(ch, container.CPU, container.Memory, container.IO, labels(container.Name))
+			disk(ch, container.Rootfs, labels(container.Name))
 			if !container.StartTime.IsZero() {
 				ch <- prometheus.MustNewConstMetric(cadvisorStart, prometheus.GaugeValue, float64(container.StartTime.Unix()), labels(container.Name)...)
 			}
@@ -92,6 +98,20 @@ func cadvisorUsage(ch chan<- prometheus.Metric, cpu *statsv1alpha1.CPUStats, mem
 	for d, value := range map[*prometheus.Desc]*uint64{cadvisorMemory: mem.UsageBytes, cadvisorWorking: mem.WorkingSetBytes, cadvisorRSS: mem.RSSBytes} {
 		if value != nil {
 			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(*value), labels...)
+		}
+	}
+}
+
+// disk tells of the writable layer; it is on no device of its own.
+func disk(ch chan<- prometheus.Metric, rootfs *statsv1alpha1.FsStats, labels []string) {
+	if rootfs == nil {
+		return
+	}
+	for d, value := range map[*prometheus.Desc]*uint64{
+		cadvisorDisk: rootfs.UsedBytes, cadvisorDiskMost: rootfs.CapacityBytes, cadvisorInodes: rootfs.Inodes, cadvisorFree: rootfs.InodesFree,
+	} {
+		if value != nil {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(*value), append(labels, "")...)
 		}
 	}
 }

@@ -126,8 +126,9 @@ func (b *fakeBackend) Summary(context.Context, bool) (*statsv1alpha1.Summary, er
 	c := statsv1alpha1.ContainerStats{Name: "runs", StartTime: metav1.Now()}
 	c.CPU, c.Memory = usage()
 	c.IO = &statsv1alpha1.IOStats{PSI: &statsv1alpha1.PSIStats{Some: statsv1alpha1.PSIData{Total: 1_500_000}, Full: statsv1alpha1.PSIData{Total: 500_000}}}
-	pod.Containers = append(pod.Containers, c)
 	capacity, inodes := uint64(4096), uint64(3)
+	c.Rootfs, c.Logs = &statsv1alpha1.FsStats{UsedBytes: &capacity, Inodes: &inodes}, &statsv1alpha1.FsStats{UsedBytes: &bytes}
+	pod.Containers = append(pod.Containers, c, statsv1alpha1.ContainerStats{Name: "new"})
 	volume := statsv1alpha1.VolumeStats{
 		Name: "v", PVCRef: &statsv1alpha1.PVCReference{Name: "data", Namespace: "ns"}, VolumeHealthStats: &statsv1alpha1.VolumeHealthStats{Abnormal: true},
 		FsStats: statsv1alpha1.FsStats{CapacityBytes: &capacity, InodesUsed: &inodes},
@@ -472,12 +473,15 @@ func (f *fixture) testMetrics(t *testing.T) {
 	for path, wants := range map[string][]string{
 		"/metrics": {
 			"go_goroutines", "agents_own 7", "process_start_time_seconds", `kubelet_volume_stats_capacity_bytes{namespace="ns",persistentvolumeclaim="data"} 4096`,
+			`kubelet_container_log_filesystem_used_bytes{container="runs",namespace="ns",pod="p",uid="uid-1"} 1.048576e+06`,
 			`kubelet_volume_stats_inodes_used{namespace="ns",persistentvolumeclaim="data"} 3`, `kubelet_volume_stats_health_status_abnormal{namespace="ns",persistentvolumeclaim="data"} 1`,
 		},
 		"/metrics/resource": {"node_cpu_usage_seconds_total 2.5", `container_memory_working_set_bytes{container="runs",namespace="ns",pod="p"} 1.048576e+06`, `pod_cpu_usage_seconds_total{namespace="ns",pod="p"} 2.5`, "resource_scrape_error 0"},
 		"/metrics/cadvisor": {
 			`container_cpu_usage_seconds_total{container="runs",cpu="total",id="",image="",name="",namespace="ns",pod="p"} 2.5`,
 			`container_pressure_io_waiting_seconds_total{container="runs",id="",image="",name="",namespace="ns",pod="p"} 1.5`,
+			`container_fs_usage_bytes{container="runs",device="",id="",image="",name="",namespace="ns",pod="p"} 4096`,
+			`container_fs_inodes_total{container="runs",device="",id="",image="",name="",namespace="ns",pod="p"} 3`,
 			`container_pressure_io_stalled_seconds_total{container="runs",id="",image="",name="",namespace="ns",pod="p"} 0.5`,
 		},
 		"/stats/summary": {`"usageCoreNanoSeconds":2500000000`},

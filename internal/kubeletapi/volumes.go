@@ -23,13 +23,17 @@ var (
 		"Abnormal volume health status. The count is either 1 or 0. 1 indicates the volume is unhealthy, 0 indicates volume is healthy")
 )
 
-// volumeCollector makes the series of claims of a Summary at each scrape.
+// containerLogs is kubelet 1.35's (pkg/kubelet/metrics/collectors/log_metrics.go).
+var containerLogs = desc("kubelet_container_log_filesystem_used_bytes", "[ALPHA] Bytes used by the container's logs on the filesystem.",
+	"uid", "namespace", "pod", "container")
+
+// volumeCollector makes the series of claims, and of containers' logs, of a Summary at each scrape.
 type volumeCollector struct{ stats Stats }
 
 // Describe implements prometheus.Collector.
 func (volumeCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		volumeCapacity, volumeAvailable, volumeUsed, volumeInodes, volumeInodesFree, volumeInodesUsed, volumeAbnormal,
+		volumeCapacity, volumeAvailable, volumeUsed, volumeInodes, volumeInodesFree, volumeInodesUsed, volumeAbnormal, containerLogs,
 	} {
 		ch <- d
 	}
@@ -39,12 +43,18 @@ func (volumeCollector) Describe(ch chan<- *prometheus.Desc) {
 func (c volumeCollector) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeBudget)
 	defer cancel()
-	summary, err := c.stats.Summary(ctx, true)
+	summary, err := c.stats.Summary(ctx, false)
 	if err != nil {
 		return
 	}
 	told := map[statsv1alpha1.PVCReference]bool{}
 	for i := range summary.Pods {
+		ref := summary.Pods[i].PodRef
+		for _, container := range summary.Pods[i].Containers {
+			if logs := container.Logs; logs != nil && logs.UsedBytes != nil {
+				ch <- prometheus.MustNewConstMetric(containerLogs, prometheus.GaugeValue, float64(*logs.UsedBytes), ref.UID, ref.Namespace, ref.Name, container.Name)
+			}
+		}
 		for _, volume := range summary.Pods[i].VolumeStats {
 			if volume.PVCRef == nil || told[*volume.PVCRef] {
 				continue

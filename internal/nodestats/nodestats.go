@@ -26,11 +26,19 @@ type Reading struct {
 	CPUPressure, MemoryPressure, IOPressure *statsv1alpha1.PSIStats
 }
 
+// Disk is what files take of the node's disk.
+type Disk struct {
+	Time          time.Time
+	Bytes, Inodes uint64
+}
+
 // Container is one running container.
 type Container struct {
 	Name      string
 	StartedAt time.Time
 	Reading   Reading
+	// Rootfs is the writable layer, Logs are the logs; nil where they are not known.
+	Rootfs, Logs *Disk
 }
 
 // Pod is one pod that has a cgroup.
@@ -40,14 +48,17 @@ type Pod struct {
 	Reading              Reading
 	Containers           []Container
 	Volumes              []statsv1alpha1.VolumeStats
+	// Ephemeral is all that the pod takes of the node's disk; nil where it is not known.
+	Ephemeral *Disk
 }
 
 // Source has the present figures.
 type Source interface {
 	// Node reads the whole server.
 	Node(ctx context.Context) (Reading, error)
-	// Pods reads all pods; one that ended meanwhile is left out.
-	Pods(ctx context.Context) ([]Pod, error)
+	// Pods reads all pods; one that ended meanwhile is left out. What they take of disks is
+	// read on demand only.
+	Pods(ctx context.Context, disks bool) ([]Pod, error)
 	// NodeFS and ImageFS read the file systems of pods and images.
 	NodeFS() (statsv1alpha1.FsStats, error)
 	ImageFS() (statsv1alpha1.FsStats, error)
@@ -82,13 +93,13 @@ const (
 	forgetAfter = 5 * time.Minute
 )
 
-// Summary reads everything now. With onlyCPUAndMemory file systems are left out.
+// Summary reads everything now. With onlyCPUAndMemory file systems and volumes are left out.
 func (s *Summarizer) Summary(ctx context.Context, onlyCPUAndMemory bool) (*statsv1alpha1.Summary, error) {
 	node, err := s.source.Node(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("read the node's figures: %w", err)
 	}
-	pods, err := s.source.Pods(ctx)
+	pods, err := s.source.Pods(ctx, !onlyCPUAndMemory)
 	if err != nil {
 		return nil, fmt.Errorf("read the pods' figures: %w", err)
 	}
@@ -97,17 +108,18 @@ func (s *Summarizer) Summary(ctx context.Context, onlyCPUAndMemory bool) (*stats
 	summary := &statsv1alpha1.Summary{Node: statsv1alpha1.NodeStats{
 		NodeName: s.nodeName, StartTime: metav1.NewTime(s.boot), CPU: s.cpu("node", node), Memory: memory(node), IO: diskIO(node),
 	}}
-	for i := range pods {
-		summary.Pods = append(summary.Pods, s.pod(&pods[i]))
-	}
-	s.forget(time.Now())
 	if !onlyCPUAndMemory {
 		s.filesystems(&summary.Node)
 	}
+	for i := range pods {
+		summary.Pods = append(summary.Pods, s.pod(&pods[i], summary.Node.Fs))
+	}
+	s.forget(time.Now())
 	return summary, nil
 }
 
-func (s *Summarizer) pod(pod *Pod) statsv1alpha1.PodStats {
+// pod has its files on fs.
+func (s *Summarizer) pod(pod *Pod, fs *statsv1alpha1.FsStats) statsv1alpha1.PodStats {
 	stats := statsv1alpha1.PodStats{
 		PodRef:       statsv1alpha1.PodReference{Name: pod.Name, Namespace: pod.Namespace, UID: pod.UID},
 		StartTime:    metav1.NewTime(pod.StartedAt),
@@ -117,14 +129,28 @@ func (s *Summarizer) pod(pod *Pod) statsv1alpha1.PodStats {
 		ProcessStats: &statsv1alpha1.ProcessStats{ProcessCount: &pod.Reading.Processes},
 		Containers:   []statsv1alpha1.ContainerStats{},
 		VolumeStats:  pod.Volumes,
+
+		EphemeralStorage: used(pod.Ephemeral, fs),
 	}
 	for _, c := range pod.Containers {
 		// The start distinguishes attempts: their CPU clocks start anew.
 		key := fmt.Sprintf("%s/%s/%d", pod.UID, c.Name, c.StartedAt.UnixNano())
 		stats.Containers = append(stats.Containers, statsv1alpha1.ContainerStats{
 			Name: c.Name, StartTime: metav1.NewTime(c.StartedAt), CPU: s.cpu(key, c.Reading), Memory: memory(c.Reading),
-			IO: diskIO(c.Reading),
+			IO: diskIO(c.Reading), Rootfs: used(c.Rootfs, fs), Logs: used(c.Logs, fs),
 		})
+	}
+	return stats
+}
+
+// used tells what files take of the file system that they are on.
+func used(disk *Disk, fs *statsv1alpha1.FsStats) *statsv1alpha1.FsStats {
+	if disk == nil {
+		return nil
+	}
+	stats := &statsv1alpha1.FsStats{Time: metav1.NewTime(disk.Time), UsedBytes: &disk.Bytes, InodesUsed: &disk.Inodes}
+	if fs != nil {
+		stats.AvailableBytes, stats.CapacityBytes, stats.InodesFree, stats.Inodes = fs.AvailableBytes, fs.CapacityBytes, fs.InodesFree, fs.Inodes
 	}
 	return stats
 }

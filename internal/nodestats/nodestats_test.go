@@ -13,12 +13,19 @@ type fakeSource struct {
 	node Reading
 	pods []Pod
 	err  error
+	// disks is what was last asked for.
+	disks bool
 }
 
 func (f *fakeSource) Node(context.Context) (Reading, error) { return f.node, f.err }
-func (f *fakeSource) Pods(context.Context) ([]Pod, error)   { return f.pods, nil }
+func (f *fakeSource) Pods(_ context.Context, disks bool) ([]Pod, error) {
+	f.disks = disks
+	return f.pods, nil
+}
+
 func (f *fakeSource) NodeFS() (statsv1alpha1.FsStats, error) {
-	return statsv1alpha1.FsStats{}, nil
+	capacity := uint64(1000)
+	return statsv1alpha1.FsStats{CapacityBytes: &capacity}, nil
 }
 
 func (f *fakeSource) ImageFS() (statsv1alpha1.FsStats, error) {
@@ -93,5 +100,34 @@ func TestPressure(t *testing.T) {
 	}
 	if c := pod.Containers[1]; c.CPU.PSI != nil || c.Memory.PSI != nil || c.IO != nil {
 		t.Errorf("pressure out of nothing: %+v", c)
+	}
+}
+
+// TestDisk: what a pod takes of the disk is told with how large that is, and is not asked for by who
+// wants CPU and memory only.
+func TestDisk(t *testing.T) {
+	disk := func(bytes uint64) *Disk { return &Disk{Time: time.Unix(100, 0), Bytes: bytes, Inodes: bytes / 10} }
+	f := &fakeSource{pods: []Pod{{
+		Name: "p", UID: "u", Ephemeral: disk(50), Containers: []Container{{Name: "a", Rootfs: disk(10), Logs: disk(20)}, {Name: "new"}},
+	}}}
+	s := New("n", time.Now(), f)
+	summary, err := s.Summary(t.Context(), false)
+	if err != nil || !f.disks {
+		t.Fatal(err, f.disks)
+	}
+	pod := summary.Pods[0]
+	for what, c := range map[string]struct {
+		got  *statsv1alpha1.FsStats
+		want uint64
+	}{"pod": {pod.EphemeralStorage, 50}, "rootfs": {pod.Containers[0].Rootfs, 10}, "logs": {pod.Containers[0].Logs, 20}} {
+		if c.got == nil || *c.got.UsedBytes != c.want || *c.got.InodesUsed != c.want/10 || *c.got.CapacityBytes != 1000 || c.got.Time.Unix() != 100 {
+			t.Errorf("%s: %+v", what, c.got)
+		}
+	}
+	if c := pod.Containers[1]; c.Rootfs != nil || c.Logs != nil {
+		t.Errorf("figures out of nothing: %+v", c)
+	}
+	if _, err := s.Summary(t.Context(), true); err != nil || f.disks {
+		t.Error("disks are measured for who does not want to know", err)
 	}
 }

@@ -74,9 +74,14 @@ func (l Layout) CNI() string { return filepath.Join(l.Lib, "cni") }
 // PodLib is the pod's directory of kept state: volumes, writable layers, etc-hosts.
 func (l Layout) PodLib(uid string) string { return filepath.Join(l.Lib, "pods", uid) }
 
+// Layers holds the writable layers of a container's attempts.
+func (l Layout) Layers(uid, container string) string {
+	return filepath.Join(l.PodLib(uid), "layers", container)
+}
+
 // Layer is the writable layer of one attempt: upper and work lie below.
 func (l Layout) Layer(uid, container string, attempt int) string {
-	return filepath.Join(l.PodLib(uid), "layers", container, strconv.Itoa(attempt))
+	return filepath.Join(l.Layers(uid, container), strconv.Itoa(attempt))
 }
 
 // Images is the content store and the unpacked layers.
@@ -120,7 +125,12 @@ func (l Layout) PodLogs(namespace, name, uid string) string {
 	return filepath.Join(l.Log, namespace+"_"+name+"_"+uid)
 }
 
+// ContainerLogs holds the logs of a container's attempts.
+func (l Layout) ContainerLogs(namespace, name, uid, container string) string {
+	return filepath.Join(l.PodLogs(namespace, name, uid), container)
+}
+
 // ContainerLog is the CRI log file of one attempt.
 func (l Layout) ContainerLog(namespace, name, uid, container string, attempt int) string {
-	return filepath.Join(l.PodLogs(namespace, name, uid), container, strconv.Itoa(attempt)+".log")
+	return filepath.Join(l.ContainerLogs(namespace, name, uid, container), strconv.Itoa(attempt)+".log")
 }

@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
+	"github.com/vk-metal/vk-metal/internal/diskuse"
 	"github.com/vk-metal/vk-metal/internal/keylock"
 	"github.com/vk-metal/vk-metal/internal/objects"
 	"github.com/vk-metal/vk-metal/internal/paths"
@@ -33,7 +34,9 @@ type Options struct {
 	Node func() *corev1.Node
 	// NodeAllocatable bounds memory-backed emptyDirs and is the default of resourceFieldRef limits.
 	NodeAllocatable func() corev1.ResourceList
-	Logger          *slog.Logger
+	// Disk is shared with others who measure what pods take of the disk; nil shares with nobody.
+	Disk   *diskuse.Meter
+	Logger *slog.Logger
 }
 
 // Manager is the node's volume store. Calls for different pods may run at once; calls for one
@@ -58,6 +61,9 @@ func NewManager(opts Options) (*Manager, error) {
 	}
 	if opts.NodeAllocatable == nil {
 		opts.NodeAllocatable = func() corev1.ResourceList { return nil }
+	}
+	if opts.Disk == nil {
+		opts.Disk = &diskuse.Meter{}
 	}
 	if opts.Logger == nil {
 		opts.Logger = slog.Default()
@@ -105,8 +111,15 @@ const (
 	dirDownward  = "kubernetes.io~downward-api"
 )
 
-func (m *Manager) diskDir(uid string) string {
-	return filepath.Join(m.opts.Layout.PodLib(uid), "volumes")
+func (m *Manager) diskDir(uid string) string { return diskDir(m.opts.Layout, uid) }
+
+func diskDir(layout paths.Layout, uid string) string {
+	return filepath.Join(layout.PodLib(uid), "volumes")
+}
+
+// EmptyDir is where an emptyDir on disk is.
+func EmptyDir(layout paths.Layout, podUID, volume string) string {
+	return filepath.Join(diskDir(layout, podUID), dirEmpty, volume)
 }
 
 func (m *Manager) memoryDir(uid string) string { return filepath.Join(m.memoryRoot(), uid) }

@@ -10,7 +10,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/vk-metal/vk-metal/internal/csi"
-	"github.com/vk-metal/vk-metal/internal/diskuse"
 	"github.com/vk-metal/vk-metal/internal/mounts"
 )
 
@@ -158,7 +157,7 @@ func (v volume) measureOwn(ctx context.Context) (*csi.Stats, error) {
 	if err != nil {
 		return nil, err
 	}
-	used, err := diskuse.Measure(ctx, dir)
+	used, err := v.m.opts.Disk.Measure(ctx, dir, usageAge)
 	if err != nil {
 		return nil, err
 	}

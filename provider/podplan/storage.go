@@ -47,6 +47,11 @@ func LimitsStorage(pod *corev1.Pod) bool {
 	return false
 }
 
+// OnNodeDisk says whether what is in the volume takes of the node's own disk, as ephemeral storage.
+func OnNodeDisk(v *corev1.Volume) bool {
+	return v.EmptyDir != nil && v.EmptyDir.Medium == corev1.StorageMediumDefault || v.ConfigMap != nil
+}
+
 // emptyDirLimit is the limit of an emptyDir on disk; one in memory is limited by its tmpfs.
 func emptyDirLimit(v corev1.Volume) (resource.Quantity, bool) {
 	if v.EmptyDir == nil || v.EmptyDir.Medium == corev1.StorageMediumMemory || v.EmptyDir.SizeLimit == nil || v.EmptyDir.SizeLimit.Sign() <= 0 {
