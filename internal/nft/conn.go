@@ -11,6 +11,8 @@ import (
 
 	"github.com/google/nftables"
 	mdnetlink "github.com/mdlayher/netlink"
+
+	"github.com/vk-metal/vk-metal/internal/linuxns"
 )
 
 const (
@@ -53,12 +55,14 @@ func (c *Conn) Open() (*nftables.Conn, error) {
 		return nil, fmt.Errorf("open nftables socket: %w", err)
 	}
 	c.conn = conn
+	linuxns.Silence(c.nsFD, c.portID)
 	return conn, nil
 }
 
 // Drop closes the connection with all that is pending; Open makes another.
 func (c *Conn) Drop() {
 	if c.conn != nil {
+		linuxns.Unsilence(c.nsFD, c.portID)
 		_ = c.conn.CloseLasting()
 		c.conn = nil
 	}
