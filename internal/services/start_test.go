@@ -97,7 +97,7 @@ func serveMany(t testing.TB, n int) *rest.Config {
 	services, slices := servedObjects(n)
 	last := metav1.ObjectMeta{ResourceVersion: "999999", Annotations: map[string]string{metav1.InitialEventsAnnotationKey: "true"}}
 	streams := map[string][]byte{
-		"/api/v1/services": framed(t, corev1.SchemeGroupVersion, services, &corev1.Service{ObjectMeta: last}),
+		"/api/v1/services":                         framed(t, corev1.SchemeGroupVersion, services, &corev1.Service{ObjectMeta: last}),
 		"/apis/discovery.k8s.io/v1/endpointslices": framed(t, discoveryv1.SchemeGroupVersion, slices, &discoveryv1.EndpointSlice{ObjectMeta: last}),
 	}
 	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
