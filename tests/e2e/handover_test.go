@@ -300,8 +300,8 @@ func (e *env) configure(node, lines string) {
 			replaced += " -e '/^" + key + ":/d'"
 		}
 	}
-	e.on(node, "sh", "-c", fmt.Sprintf("cp -p %s %s && sed -i %s %s && printf '%%s\\n' '%s' >>%s && systemctl restart vk-metal.service",
-		file, kept, replaced, file, lines, file))
+	e.on(node, "sh", "-c", fmt.Sprintf("[ -e %[2]s ] || cp -p %[1]s %[2]s; cp -p %[2]s %[1]s && sed -i %[3]s %[1]s && printf '%%s\\n' '%[4]s' >>%[1]s && systemctl restart vk-metal.service",
+		file, kept, replaced, lines))
 }
 
 // TestHeldPodIsAlive deletes a pod that a slice goes on offering: until that ends its

@@ -18,7 +18,7 @@ import (
 // TestUserNamespace: a pod with users of its own, its probe and what kubectl runs in it are in
 // one user namespace, which outlives the agent and goes with the pod.
 func TestUserNamespace(t *testing.T) {
-	setupMore(t).checkUsers(cluster.NodeName(0), podTimeout)
+	setup(t).checkUsers(cluster.NodeName(0), podTimeout)
 }
 
 // checkUsers runs such a pod on the node; a step may take the timeout.
