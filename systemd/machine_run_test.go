@@ -179,6 +179,13 @@ func TestMachineLimits(t *testing.T) {
 	if stats, err := m.manager.Stats(m.ctx, a.unit.Slice); err != nil || stats.MemoryUsage == 0 || stats.CPUUsage == 0 {
 		t.Errorf("stats of slice %+v, %v", stats, err)
 	}
+	group, err := m.manager.Cgroup(m.ctx, a.unit.Name)
+	if err != nil || !strings.HasSuffix(group.Path, "/"+a.unit.Name) || len(group.PIDs) < 2 {
+		t.Errorf("cgroup of the unit %+v, %v", group, err)
+	}
+	if group.CPU.Shares < shares*9/10 || group.CPU.Shares > shares*11/10 || group.CPU.Quota != 0 || group.CPU.Period == 0 {
+		t.Errorf("CPU limits %+v", group.CPU)
+	}
 }
 
 // TestMachineHugePages: what systemd does not limit is limited all the same, and a new limit of

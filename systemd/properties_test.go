@@ -119,6 +119,18 @@ func TestUnitPropertiesRefuse(t *testing.T) {
 	}
 }
 
+// TestSharesOf: what is told of a cgroup is about what it was given.
+func TestSharesOf(t *testing.T) {
+	for _, shares := range []uint64{2, 10, 102, 512, 1024, 2048, 65536, 262144} {
+		if got := float64(sharesOf(cpuWeight(shares))); got < 0.8*float64(shares)-1 || got > 1.3*float64(shares)+3 {
+			t.Errorf("%d shares are told as %v", shares, got)
+		}
+	}
+	if got := sharesOf(0); got != 0 {
+		t.Errorf("no weight is told as %d", got)
+	}
+}
+
 func TestCPUWeight(t *testing.T) {
 	for shares, want := range map[uint64]uint64{0: 1, 2: 1, 10: 4, 102: 17, 512: 59, 1024: 100, 2048: 174, 262144: 10000, math.MaxUint64: 10000} {
 		if got := cpuWeight(shares); got != want {

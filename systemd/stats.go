@@ -19,12 +19,21 @@ import (
 // (a controller that is not there) is 0.
 type Stats struct {
 	Time time.Time
-	// CPUUsage is CPU time used since the cgroup was made.
-	CPUUsage time.Duration
+	// CPUUsage is CPU time used since the cgroup was made; CPUUser and CPUSystem are its parts.
+	CPUUsage, CPUUser, CPUSystem time.Duration
+	// CPUPeriods are those of the CPU quota that have begun; in CPUThrottledPeriods of them
+	// the cgroup had used its share up, and waited for CPUThrottled in all.
+	CPUPeriods, CPUThrottledPeriods uint64
+	CPUThrottled                    time.Duration
 	// MemoryUsage, MemoryWorkingSet (usage less inactive file pages, as cAdvisor counts) and
 	// MemoryRSS (anonymous memory) are in bytes; MemoryLimit is 0 for none.
 	MemoryUsage, MemoryWorkingSet, MemoryRSS, MemoryLimit uint64
-	PageFaults, MajorPageFaults                           uint64
+	// MemoryCache (pages of files), MemoryMapped (those that are mapped), MemorySwap and
+	// MemoryPeak (the most that MemoryUsage has been) are in bytes.
+	MemoryCache, MemoryMapped, MemorySwap, MemoryPeak uint64
+	// MemoryFailures counts how often the limit was reached.
+	MemoryFailures              uint64
+	PageFaults, MajorPageFaults uint64
 	// Processes counts tasks; OOMKills the processes killed for want of memory.
 	Processes, OOMKills uint64
 	// CPUPressure, MemoryPressure and IOPressure are nil without cgroup v2 or PSI.
@@ -110,6 +119,7 @@ func sliceGroup(name string) (string, bool) {
 func v1Subsystems() ([]cgroup1.Subsystem, error) {
 	return []cgroup1.Subsystem{
 		cgroup1.NewMemory(cgroupMount, cgroup1.IgnoreModules("memsw", "kmem", "kmem.tcp")),
+		cgroup1.NewCpu(cgroupMount),
 		cgroup1.NewCpuacct(cgroupMount),
 		cgroup1.NewPids(cgroupMount),
 	}, nil
@@ -128,15 +138,20 @@ func statsV1(group string) (Stats, error) {
 		return Stats{}, err
 	}
 	var s Stats
-	s.CPUUsage = time.Duration(metrics.GetCPU().GetUsage().GetTotal())
+	usage, throttling := metrics.GetCPU().GetUsage(), metrics.GetCPU().GetThrottling()
+	s.CPUUsage, s.CPUUser, s.CPUSystem = time.Duration(usage.GetTotal()), time.Duration(usage.GetUser()), time.Duration(usage.GetKernel())
+	s.CPUPeriods, s.CPUThrottledPeriods = throttling.GetPeriods(), throttling.GetThrottledPeriods()
+	s.CPUThrottled = time.Duration(throttling.GetThrottledTime())
 	if s.CPUUsage == 0 {
-		s.CPUUsage = hybridCPU(group)
+		s.hybridCPU(group)
 	}
 	if memory := metrics.GetMemory(); memory != nil {
 		s.MemoryUsage = memory.GetUsage().GetUsage()
 		s.MemoryLimit = limit(memory.GetUsage().GetLimit())
 		s.MemoryWorkingSet = less(s.MemoryUsage, memory.TotalInactiveFile)
 		s.MemoryRSS = memory.TotalRSS
+		s.MemoryCache, s.MemoryMapped, s.MemorySwap = memory.TotalCache, memory.TotalMappedFile, swapV1(group)
+		s.MemoryPeak, s.MemoryFailures = memory.GetUsage().GetMax(), memory.GetUsage().GetFailcnt()
 		s.PageFaults, s.MajorPageFaults = memory.TotalPgFault, memory.TotalPgMajFault
 	}
 	s.Processes = metrics.GetPids().GetCurrent()
@@ -146,17 +161,27 @@ func statsV1(group string) (Stats, error) {
 
 // hybridCPU reads CPU time from the v2 hierarchy, which has it without any controller.
 // systemd makes no cpuacct groups on a host that mounts cpu and cpuacct apart.
-func hybridCPU(group string) time.Duration {
+func (s *Stats) hybridCPU(group string) {
 	cgroup, err := cgroup2.Load(group, cgroup2.WithMountpoint(filepath.Join(cgroupMount, "unified")))
 	if err != nil {
-		return 0
+		return
 	}
 	metrics, err := cgroup.StatFiltered(cgroup2.StatCPU)
 	if err != nil {
-		return 0
+		return
 	}
-	return time.Duration(metrics.GetCPU().GetUsageUsec()) * time.Microsecond
+	s.takeCPU(metrics.GetCPU())
 }
+
+// takeCPU takes the times of cgroup v2, and what it tells of the quota where it has one.
+func (s *Stats) takeCPU(cpu *v2stats.CPUStat) {
+	s.CPUUsage, s.CPUUser, s.CPUSystem = micros(cpu.GetUsageUsec()), micros(cpu.GetUserUsec()), micros(cpu.GetSystemUsec())
+	if cpu.GetNrPeriods() > 0 {
+		s.CPUPeriods, s.CPUThrottledPeriods, s.CPUThrottled = cpu.GetNrPeriods(), cpu.GetNrThrottled(), micros(cpu.GetThrottledUsec())
+	}
+}
+
+func micros(n uint64) time.Duration { return time.Duration(n) * time.Microsecond }
 
 func statsV2(group string) (Stats, error) {
 	if _, err := os.Stat(filepath.Join(cgroupMount, group)); errors.Is(err, os.ErrNotExist) {
@@ -174,17 +199,19 @@ func statsV2(group string) (Stats, error) {
 		return Stats{}, err
 	}
 	s := Stats{
-		CPUUsage:  time.Duration(metrics.GetCPU().GetUsageUsec()) * time.Microsecond,
 		Processes: metrics.GetPids().GetCurrent(),
 		OOMKills:  metrics.GetMemoryEvents().GetOomKill(),
 
 		CPUPressure: pressure(metrics.GetCPU().GetPSI()), MemoryPressure: pressure(metrics.GetMemory().GetPSI()),
 		IOPressure: pressure(metrics.GetIo().GetPSI()),
 	}
+	s.takeCPU(metrics.GetCPU())
 	if memory := metrics.GetMemory(); memory != nil {
 		s.MemoryUsage, s.MemoryLimit = memory.Usage, limit(memory.UsageLimit)
 		s.MemoryWorkingSet = less(memory.Usage, memory.InactiveFile)
 		s.MemoryRSS = memory.Anon
+		s.MemoryCache, s.MemoryMapped, s.MemorySwap, s.MemoryPeak = memory.File, memory.FileMapped, memory.SwapUsage, memory.MaxUsage
+		s.MemoryFailures = metrics.GetMemoryEvents().GetMax()
 		s.PageFaults, s.MajorPageFaults = memory.Pgfault, memory.Pgmajfault
 	}
 	return s, nil

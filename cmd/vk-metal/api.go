@@ -3,10 +3,12 @@ package main
 import (
 	"net/netip"
 
+	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	kubeletconfig "k8s.io/kubelet/config/v1beta1"
 
+	"github.com/vk-metal/vk-metal/internal/cadvisor"
 	"github.com/vk-metal/vk-metal/internal/kubeletapi"
 	"github.com/vk-metal/vk-metal/internal/nodestats"
 )
@@ -16,6 +18,8 @@ func (a *agent) newAPI() (*kubeletapi.Server, error) {
 	backend := apiBackend{a.pods.provider}
 	host := a.nodeOptions().Host
 	source := figures{host: host, systemd: a.pods.systemd, pods: backend.Pods, volumes: a.pods.volumes, layout: a.g.layout, disk: &a.pods.disk}
+	cadvisorMetrics := prometheus.NewRegistry()
+	cadvisorMetrics.MustRegister(cadvisor.NewCollector(source))
 	return kubeletapi.New(kubeletapi.Options{
 		NodeName:    a.name,
 		Listen:      netip.AddrPortFrom(a.cfg.Listen.Address, uint16(a.cfg.Listen.Port)),
@@ -26,6 +30,7 @@ func (a *agent) newAPI() (*kubeletapi.Server, error) {
 		Streams:     backend,
 		Stats:       nodestats.New(a.name, host.BootTime(), source),
 		Metrics:     a.metrics,
+		Cadvisor:    cadvisorMetrics,
 		Probes:      a.pods.probes,
 		Health:      a.alive,
 		Config:      a.configz(),

@@ -9,6 +9,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	statsv1alpha1 "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
+	"github.com/vk-metal/vk-metal/internal/cadvisor"
 	"github.com/vk-metal/vk-metal/internal/diskuse"
 	"github.com/vk-metal/vk-metal/internal/node"
 	"github.com/vk-metal/vk-metal/internal/nodestats"
@@ -46,11 +47,23 @@ func (f figures) Node(ctx context.Context) (nodestats.Reading, error) {
 		WorkingSet: uint64(used),
 		RSS:        uint64(memory["AnonPages"]),
 		Limit:      uint64(memory["MemTotal"]),
+		Swap:       uint64(memory["SwapTotal"] - memory["SwapFree"]),
+		SwapLimit:  uint64(memory["SwapTotal"]),
+		Links:      nodeLinks(),
+	}
+	if threads, limit, ok := f.host.Threads(); ok {
+		reading.Processes, reading.ProcessLimit = uint64(threads), uint64(limit)
 	}
 	if all, err := f.systemd.Stats(ctx, systemd.RootSlice); err == nil {
 		reading.CPUPressure, reading.MemoryPressure, reading.IOPressure = psi(all.CPUPressure), psi(all.MemoryPressure), psi(all.IOPressure)
 	}
 	return reading, err
+}
+
+// nodeLinks are the node's own network.
+func nodeLinks() *statsv1alpha1.NetworkStats {
+	links, _ := cadvisor.Links(1)
+	return networkStats(links)
 }
 
 // Pods implements nodestats.Source: the slices of the units that run, with their containers.
@@ -59,7 +72,7 @@ func (f figures) Pods(ctx context.Context, disks bool) ([]nodestats.Pod, error) 
 	if err != nil {
 		return nil, err
 	}
-	pods := map[string]*nodestats.Pod{}
+	pods, known := map[string]*nodestats.Pod{}, f.known()
 	var order []string
 	for _, unit := range units {
 		if !unit.Running() {
@@ -72,6 +85,7 @@ func (f figures) Pods(ctx context.Context, disks bool) ([]nodestats.Pod, error) 
 				continue
 			}
 			pods[id.PodUID] = &nodestats.Pod{Namespace: id.PodNamespace, Name: id.PodName, UID: id.PodUID, Reading: reading, StartedAt: unit.StartedAt}
+			pods[id.PodUID].Network = networkStats(links(known[id.PodUID], unit.MainPID))
 			order = append(order, id.PodUID)
 		}
 		if id.Container == podplan.PauseName {
@@ -86,17 +100,28 @@ func (f figures) Pods(ctx context.Context, disks bool) ([]nodestats.Pod, error) 
 	for _, uid := range order {
 		list = append(list, *pods[uid])
 	}
-	f.describe(ctx, list, disks)
+	f.describe(ctx, known, list, disks)
 	return list, nil
+}
+
+// networkStats tells of all links, and of the first as the one that counts; nil for none.
+func networkStats(links []cadvisor.Link) *statsv1alpha1.NetworkStats {
+	if len(links) == 0 {
+		return nil
+	}
+	stats := &statsv1alpha1.NetworkStats{Time: metav1.Now()}
+	for _, l := range links {
+		stats.Interfaces = append(stats.Interfaces, statsv1alpha1.InterfaceStats{
+			Name: l.Name, RxBytes: &l.Received.Bytes, RxErrors: &l.Received.Errors, TxBytes: &l.Sent.Bytes, TxErrors: &l.Sent.Errors,
+		})
+	}
+	stats.InterfaceStats = stats.Interfaces[0]
+	return stats
 }
 
 // describe takes the pods' start from their status, where it is known, and adds what they take of
 // disks.
-func (f figures) describe(ctx context.Context, list []nodestats.Pod, disks bool) {
-	known := map[string]*corev1.Pod{}
-	for _, pod := range f.pods() {
-		known[string(pod.UID)] = pod
-	}
+func (f figures) describe(ctx context.Context, known map[string]*corev1.Pod, list []nodestats.Pod, disks bool) {
 	for i := range list {
 		pod := known[list[i].UID]
 		if pod == nil {
@@ -177,7 +202,7 @@ func (f figures) read(ctx context.Context, name string) (nodestats.Reading, erro
 	s, err := f.systemd.Stats(ctx, name)
 	return nodestats.Reading{
 		Time: s.Time, CPU: s.CPUUsage, Memory: s.MemoryUsage, WorkingSet: s.MemoryWorkingSet, RSS: s.MemoryRSS, Limit: s.MemoryLimit,
-		PageFaults: s.PageFaults, MajorPageFaults: s.MajorPageFaults, Processes: s.Processes,
+		PageFaults: s.PageFaults, MajorPageFaults: s.MajorPageFaults, Swap: s.MemorySwap, Processes: s.Processes,
 		CPUPressure: psi(s.CPUPressure), MemoryPressure: psi(s.MemoryPressure), IOPressure: psi(s.IOPressure),
 	}, err
 }

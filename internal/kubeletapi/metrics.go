@@ -54,11 +54,12 @@ func (s *Server) ownMetrics() http.Handler {
 	return promhttp.InstrumentMetricHandler(prometheus.DefaultRegisterer, exposition(gatherers))
 }
 
-func (s *Server) probeMetrics() http.Handler {
-	if s.o.Probes == nil {
-		return exposition(prometheus.NewRegistry())
+// gathered serves what another part has counted; nothing without one.
+func gathered(g prometheus.Gatherer) http.Handler {
+	if g == nil {
+		g = prometheus.NewRegistry()
 	}
-	return exposition(s.o.Probes)
+	return exposition(g)
 }
 
 // resourceMetrics are what metrics-server reads for `kubectl top` and autoscaling.

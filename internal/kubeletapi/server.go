@@ -34,8 +34,9 @@ type Options struct {
 	Stats Stats
 	// Metrics are shown at /metrics beside those of the process; may be nil.
 	Metrics prometheus.Gatherer
-	// Probes has the metrics of /metrics/probes; may be nil.
-	Probes prometheus.Gatherer
+	// Cadvisor has the metrics of /metrics/cadvisor, Probes those of /metrics/probes; each may
+	// be nil.
+	Cadvisor, Probes prometheus.Gatherer
 	// Health says what is wrong with the agent; may be nil.
 	Health func() error
 	// Config is shown by /configz, a KubeletConfiguration; may be nil.
@@ -141,8 +142,8 @@ func (s *Server) routes() http.Handler {
 	mux.HandleFunc("POST /stats/summary", s.summary)
 	mux.Handle("GET /metrics", s.ownMetrics())
 	mux.Handle("GET /metrics/resource", s.resourceMetrics())
-	mux.Handle("GET /metrics/cadvisor", s.cadvisorMetrics())
-	mux.Handle("GET /metrics/probes", s.probeMetrics())
+	mux.Handle("GET /metrics/cadvisor", gathered(s.o.Cadvisor))
+	mux.Handle("GET /metrics/probes", gathered(s.o.Probes))
 	mux.HandleFunc("GET /configz", s.configz)
 	if s.o.Logs != "" {
 		mux.Handle("GET /logs/", http.StripPrefix("/logs/", http.FileServerFS(rootFS(s.o.Logs))))

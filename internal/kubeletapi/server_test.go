@@ -125,7 +125,6 @@ func (b *fakeBackend) Summary(context.Context, bool) (*statsv1alpha1.Summary, er
 	pod.CPU, pod.Memory = usage()
 	c := statsv1alpha1.ContainerStats{Name: "runs", StartTime: metav1.Now()}
 	c.CPU, c.Memory = usage()
-	c.IO = &statsv1alpha1.IOStats{PSI: &statsv1alpha1.PSIStats{Some: statsv1alpha1.PSIData{Total: 1_500_000}, Full: statsv1alpha1.PSIData{Total: 500_000}}}
 	capacity, inodes := uint64(4096), uint64(3)
 	c.Rootfs, c.Logs = &statsv1alpha1.FsStats{UsedBytes: &capacity, Inodes: &inodes}, &statsv1alpha1.FsStats{UsedBytes: &bytes}
 	pod.Containers = append(pod.Containers, c, statsv1alpha1.ContainerStats{Name: "new"})
@@ -477,14 +476,7 @@ func (f *fixture) testMetrics(t *testing.T) {
 			`kubelet_volume_stats_inodes_used{namespace="ns",persistentvolumeclaim="data"} 3`, `kubelet_volume_stats_health_status_abnormal{namespace="ns",persistentvolumeclaim="data"} 1`,
 		},
 		"/metrics/resource": {"node_cpu_usage_seconds_total 2.5", `container_memory_working_set_bytes{container="runs",namespace="ns",pod="p"} 1.048576e+06`, `pod_cpu_usage_seconds_total{namespace="ns",pod="p"} 2.5`, "resource_scrape_error 0"},
-		"/metrics/cadvisor": {
-			`container_cpu_usage_seconds_total{container="runs",cpu="total",id="",image="",name="",namespace="ns",pod="p"} 2.5`,
-			`container_pressure_io_waiting_seconds_total{container="runs",id="",image="",name="",namespace="ns",pod="p"} 1.5`,
-			`container_fs_usage_bytes{container="runs",device="",id="",image="",name="",namespace="ns",pod="p"} 4096`,
-			`container_fs_inodes_total{container="runs",device="",id="",image="",name="",namespace="ns",pod="p"} 3`,
-			`container_pressure_io_stalled_seconds_total{container="runs",id="",image="",name="",namespace="ns",pod="p"} 0.5`,
-		},
-		"/stats/summary": {`"usageCoreNanoSeconds":2500000000`},
+		"/stats/summary":    {`"usageCoreNanoSeconds":2500000000`},
 	} {
 		code, body := f.do("GET", path, &f.admin, "")
 		if code != 200 {

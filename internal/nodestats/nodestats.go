@@ -21,7 +21,12 @@ type Reading struct {
 	// Memory, WorkingSet, RSS and Limit are bytes; Limit 0 is none.
 	Memory, WorkingSet, RSS, Limit uint64
 	PageFaults, MajorPageFaults    uint64
-	Processes                      uint64
+	// Swap is bytes that are swapped out, SwapLimit those that may be, 0 for none.
+	Swap, SwapLimit uint64
+	// Processes counts tasks; ProcessLimit is how many there may be, of the server only.
+	Processes, ProcessLimit uint64
+	// Links are the server's network.
+	Links *statsv1alpha1.NetworkStats
 	// CPUPressure, MemoryPressure and IOPressure are nil where the kernel does not tell.
 	CPUPressure, MemoryPressure, IOPressure *statsv1alpha1.PSIStats
 }
@@ -47,6 +52,7 @@ type Pod struct {
 	StartedAt            time.Time
 	Reading              Reading
 	Containers           []Container
+	Network              *statsv1alpha1.NetworkStats
 	Volumes              []statsv1alpha1.VolumeStats
 	// Ephemeral is all that the pod takes of the node's disk; nil where it is not known.
 	Ephemeral *Disk
@@ -107,6 +113,7 @@ func (s *Summarizer) Summary(ctx context.Context, onlyCPUAndMemory bool) (*stats
 	defer s.mu.Unlock()
 	summary := &statsv1alpha1.Summary{Node: statsv1alpha1.NodeStats{
 		NodeName: s.nodeName, StartTime: metav1.NewTime(s.boot), CPU: s.cpu("node", node), Memory: memory(node), IO: diskIO(node),
+		Swap: swap(node), Network: node.Links, Rlimit: taskLimit(node),
 	}}
 	if !onlyCPUAndMemory {
 		s.filesystems(&summary.Node)
@@ -129,6 +136,8 @@ func (s *Summarizer) pod(pod *Pod, fs *statsv1alpha1.FsStats) statsv1alpha1.PodS
 		ProcessStats: &statsv1alpha1.ProcessStats{ProcessCount: &pod.Reading.Processes},
 		Containers:   []statsv1alpha1.ContainerStats{},
 		VolumeStats:  pod.Volumes,
+		Swap:         swap(pod.Reading),
+		Network:      pod.Network,
 
 		EphemeralStorage: used(pod.Ephemeral, fs),
 	}
@@ -137,7 +146,7 @@ func (s *Summarizer) pod(pod *Pod, fs *statsv1alpha1.FsStats) statsv1alpha1.PodS
 		key := fmt.Sprintf("%s/%s/%d", pod.UID, c.Name, c.StartedAt.UnixNano())
 		stats.Containers = append(stats.Containers, statsv1alpha1.ContainerStats{
 			Name: c.Name, StartTime: metav1.NewTime(c.StartedAt), CPU: s.cpu(key, c.Reading), Memory: memory(c.Reading),
-			IO: diskIO(c.Reading), Rootfs: used(c.Rootfs, fs), Logs: used(c.Logs, fs),
+			IO: diskIO(c.Reading), Rootfs: used(c.Rootfs, fs), Logs: used(c.Logs, fs), Swap: swap(c.Reading),
 		})
 	}
 	return stats
@@ -207,4 +216,22 @@ func diskIO(r Reading) *statsv1alpha1.IOStats {
 		return nil
 	}
 	return &statsv1alpha1.IOStats{Time: metav1.NewTime(r.Time), PSI: r.IOPressure}
+}
+
+// swap tells what is free only of the server: cgroups have no swap limit of ours.
+func swap(r Reading) *statsv1alpha1.SwapStats {
+	stats := &statsv1alpha1.SwapStats{Time: metav1.NewTime(r.Time), SwapUsageBytes: &r.Swap}
+	if r.SwapLimit > 0 {
+		available := r.SwapLimit - min(r.SwapLimit, r.Swap)
+		stats.SwapAvailableBytes = &available
+	}
+	return stats
+}
+
+func taskLimit(r Reading) *statsv1alpha1.RlimitStats {
+	if r.ProcessLimit == 0 {
+		return nil
+	}
+	limit, running := int64(r.ProcessLimit), int64(r.Processes)
+	return &statsv1alpha1.RlimitStats{Time: metav1.NewTime(r.Time), MaxPID: &limit, NumOfRunningProcesses: &running}
 }

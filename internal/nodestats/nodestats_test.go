@@ -131,3 +131,30 @@ func TestDisk(t *testing.T) {
 		t.Error("disks are measured for who does not want to know", err)
 	}
 }
+
+// TestNode: what a kubelet tells of the server beside CPU and memory; and of pods' networks.
+func TestNode(t *testing.T) {
+	rx := uint64(5)
+	links := &statsv1alpha1.NetworkStats{InterfaceStats: statsv1alpha1.InterfaceStats{Name: "eth0", RxBytes: &rx}}
+	f := &fakeSource{
+		node: Reading{Swap: 10, SwapLimit: 100, Processes: 7, ProcessLimit: 32768, Links: links},
+		pods: []Pod{{Name: "p", UID: "u", Reading: Reading{Swap: 3}, Network: links}},
+	}
+	summary, err := New("n", time.Now(), f).Summary(t.Context(), true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	node, pod := summary.Node, summary.Pods[0]
+	if node.Swap == nil || *node.Swap.SwapUsageBytes != 10 || *node.Swap.SwapAvailableBytes != 90 {
+		t.Errorf("swap of the node: %+v", node.Swap)
+	}
+	if pod.Swap == nil || *pod.Swap.SwapUsageBytes != 3 || pod.Swap.SwapAvailableBytes != nil {
+		t.Errorf("swap of the pod: %+v", pod.Swap)
+	}
+	if node.Rlimit == nil || *node.Rlimit.MaxPID != 32768 || *node.Rlimit.NumOfRunningProcesses != 7 {
+		t.Errorf("tasks: %+v", node.Rlimit)
+	}
+	if node.Network == nil || pod.Network == nil || *pod.Network.RxBytes != 5 {
+		t.Errorf("networks: %+v, %+v", node.Network, pod.Network)
+	}
+}

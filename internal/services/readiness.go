@@ -61,13 +61,12 @@ func (p *Proxy) readiness(a netip.Addr) bool {
 
 // withdraw takes readiness from the endpoints of this node that are known not to have it.
 func withdraw(list []endpoint, unready func(netip.Addr) bool) []endpoint {
-	stays := func(e *endpoint) bool { return !e.near || !unready(e.addr.Addr()) }
-	if unready == nil || all(list, stays) {
+	if unready == nil {
 		return list
 	}
 	list = slices.Clone(list)
 	for i := range list {
-		if e := &list[i]; !stays(e) {
+		if e := &list[i]; e.near && unready(e.addr.Addr()) {
 			e.ready, e.serving = false, false
 		}
 	}

@@ -165,8 +165,8 @@ func checkV2Stats(e *env, pod *corev1.Pod) {
 	if !found {
 		e.Errorf("no figures of the pod in %+v", summary.Pods)
 	}
-	series := fmt.Sprintf(`container_pressure_cpu_waiting_seconds_total{container="main",id="",image="",name="",namespace="%s",pod="one"} `, e.ns)
-	if metrics := string(proxy("metrics/cadvisor")); !strings.Contains(metrics, series) {
+	series := regexp.MustCompile(fmt.Sprintf(`container_pressure_cpu_waiting_seconds_total\{container="main",id="/kubepods[^"]+",image="[^"]+",name="%s/main/0",namespace="%s",pod="one"\} `, pod.UID, e.ns))
+	if metrics := string(proxy("metrics/cadvisor")); !series.MatchString(metrics) {
 		e.Errorf("/metrics/cadvisor has no %s:\n%s", series, metrics)
 	}
 	metrics := string(proxy("metrics/resource"))
