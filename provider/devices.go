@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/vk-metal/vk-metal/internal/devices"
+	"github.com/vk-metal/vk-metal/internal/launchspec"
 	"github.com/vk-metal/vk-metal/provider/podplan"
 )
 
@@ -89,6 +90,9 @@ func (w *worker) giveBackDevices() {
 // planLent looks at what the host has at the places that the plugin names.
 func planLent(lent devices.Lent) (podplan.Lent, error) {
 	out := podplan.Lent{Env: lent.Env, Groups: lent.Groups}
+	for _, h := range lent.Hooks {
+		out.Hooks = append(out.Hooks, launchspec.Hook(h))
+	}
 	for _, m := range lent.Mounts {
 		st, err := os.Stat(m.HostPath)
 		if err != nil {

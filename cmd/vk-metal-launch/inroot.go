@@ -18,6 +18,8 @@ type rootDir struct {
 	null int // our own /dev/null, for masks; only where fd is the container's root
 	// twins are the stand-ins that mimic made: writable until everything is mounted.
 	twins *[]int
+	// scratch is the directory that root is mounted in; empty where it is mounted nowhere yet.
+	scratch string
 }
 
 // maxLinks is the kernel's limit of symlinks in one look-up.

@@ -54,7 +54,7 @@ func buildRoot(spec *launchspec.Spec, scratch string) error {
 	if err != nil {
 		return fmt.Errorf("open container root: %w", err)
 	}
-	root := rootDir{fd: fd, twins: twins}
+	root := rootDir{fd: fd, twins: twins, scratch: scratch}
 	dev, err := makeDev(spec)
 	if err != nil {
 		return err
@@ -91,6 +91,9 @@ func populate(root rootDir, spec *launchspec.Spec, sources []source, dev int) er
 		return err
 	}
 	if err := hideSystemd(root); err != nil {
+		return err
+	}
+	if err := runHooks(spec, root.scratch); err != nil {
 		return err
 	}
 	if err := root.sealTwins(); err != nil {

@@ -53,6 +53,11 @@ func (l *Lent) addCDI(dirs, names []string) error {
 	for i := range spec.Linux.Devices {
 		l.Nodes = append(l.Nodes, cdiNode(&spec.Linux.Devices[i], spec.Linux.Resources.Devices))
 	}
+	if spec.Hooks != nil {
+		for _, h := range spec.Hooks.CreateContainer {
+			l.Hooks = append(l.Hooks, cdiHook(h))
+		}
+	}
 	l.Groups = append(l.Groups, spec.Process.User.AdditionalGids...)
 	return nil
 }
@@ -69,14 +74,42 @@ func specErrors(cache *cdi.Cache) error {
 // cannot names what a device needs and this node does not do.
 func cannot(spec *oci.Spec) error {
 	switch {
-	case spec.Hooks != nil:
-		return errors.New("their specification has hooks, which this node does not run")
+	case otherHooks(spec.Hooks) != "":
+		return fmt.Errorf("their specification has %s hooks, of which this node runs createContainer ones only", otherHooks(spec.Hooks))
 	case spec.Linux.IntelRdt != nil:
 		return errors.New("their specification has intelRdt, which this node does not support")
 	case len(spec.Linux.NetDevices) > 0:
 		return errors.New("their specification has netDevices, which this node does not support")
 	}
 	return nil
+}
+
+// otherHooks names a kind of hooks that is there and not createContainer. Those of the kinds before
+// it are for programs in a container runtime's place, those after it for inside.
+func otherHooks(h *oci.Hooks) string {
+	switch {
+	case h == nil:
+		return ""
+	case len(h.Prestart) > 0: //nolint:staticcheck // specifications may still have them
+		return "prestart"
+	case len(h.CreateRuntime) > 0:
+		return "createRuntime"
+	case len(h.StartContainer) > 0:
+		return "startContainer"
+	case len(h.Poststart) > 0:
+		return "poststart"
+	case len(h.Poststop) > 0:
+		return "poststop"
+	}
+	return ""
+}
+
+func cdiHook(h oci.Hook) Hook {
+	out := Hook{Path: h.Path, Args: h.Args, Env: h.Env}
+	if h.Timeout != nil {
+		out.Timeout = *h.Timeout
+	}
+	return out
 }
 
 func cdiMount(m *oci.Mount) (Mount, error) {

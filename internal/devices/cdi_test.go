@@ -35,7 +35,10 @@ devices:
     deviceNodes: [{path: /dev/gpu1, hostPath: /dev/zero}]
 - name: hooked
   containerEdits:
-    hooks: [{hookName: createContainer, path: /bin/hook}]
+    hooks: [{hookName: createContainer, path: /bin/hook, args: [hook, --now], env: [A=b], timeout: 7}]
+- name: runtime
+  containerEdits:
+    hooks: [{hookName: createRuntime, path: /bin/hook}]
 - name: remounted
   containerEdits:
     mounts: [{hostPath: /lib, containerPath: /lib/gpu, options: [shared]}]
@@ -50,7 +53,7 @@ func TestCDIDevices(t *testing.T) {
 	w := newWorld(t)
 	w.cdiSpec("cdi/gpu.yaml", cdiDevices)
 	p, _ := w.plugin(&deviceapi.DevicePluginOptions{}, healthy("a", "b")...)
-	p.cdi = []string{"example.com/gpu=0", "example.com/gpu=1"}
+	p.cdi = []string{"example.com/gpu=0", "example.com/gpu=1", "example.com/gpu=hooked"}
 	w.allocate(pod("1", container("x", "1")))
 	lent, err := w.m.Prepare(t.Context(), "1", "x")
 	if err != nil {
@@ -67,10 +70,13 @@ func TestCDIDevices(t *testing.T) {
 	if last := lent.Mounts[len(lent.Mounts)-1]; last != mount || len(lent.Mounts) != 2 {
 		t.Errorf("mounts %+v", lent.Mounts)
 	}
+	if want := []Hook{{"/bin/hook", []string{"hook", "--now"}, []string{"A=b"}, 7}}; !reflect.DeepEqual(lent.Hooks, want) {
+		t.Errorf("hooks %+v", lent.Hooks)
+	}
 	if lent.Env["GPU"] != "0" || lent.Env["MODEL"] != "a=b" || lent.Env["DRIVER"] != "1" {
 		t.Errorf("environment %v", lent.Env)
 	}
-	w.cdiSpec("cdi-run/gpu.yaml", "cdiVersion: 0.7.0\nkind: example.com/gpu\ndevices: [{name: '0', containerEdits: {env: [GPU=new]}}]\n")
+	w.cdiSpec("cdi-run/gpu.yaml", "cdiVersion: 0.7.0\nkind: example.com/gpu\ndevices: [{name: '0', containerEdits: {env: [GPU=new]}}, {name: '1', containerEdits: {env: [X=y]}}, {name: hooked, containerEdits: {env: [X=y]}}]\n")
 	if lent, err := w.m.Prepare(t.Context(), "1", "x"); err != nil || lent.Env["GPU"] != "new" {
 		t.Errorf("a specification that goes before: %v, %v", lent.Env, err)
 	}
@@ -85,7 +91,7 @@ func TestCDIDevicesThatCannotBeHad(t *testing.T) {
 	for i, c := range [][2]string{
 		{"example.com/gpu=9", "find CDI devices example.com/gpu=9 in " + w.layout.Lib},
 		{"example.com/gpu=9", "broken.yaml"},
-		{"example.com/gpu=hooked", "has hooks, which this node does not run"},
+		{"example.com/gpu=runtime", "has createRuntime hooks, of which this node runs createContainer ones only"},
 		{"example.com/gpu=remounted", `mount /lib/gpu has option "shared"`},
 		{"../../etc", "../../etc"},
 	} {

@@ -15,9 +15,17 @@ type Lent struct {
 	Env     map[string]string
 	Mounts  []Mount
 	Devices []Device
-	// Nodes and Groups, supplementary ones of the processes, are those of CDI devices.
+	// Nodes, Hooks and Groups, supplementary ones of the processes, are those of CDI devices.
 	Nodes  []Node
 	Groups []uint32
+	Hooks  []Hook
+}
+
+// Hook is a createContainer hook of the OCI runtime specification; Timeout in seconds, 0 for none.
+type Hook struct {
+	Path      string
+	Args, Env []string
+	Timeout   int
 }
 
 // Mount is a file or directory of the host in the container.

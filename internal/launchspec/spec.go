@@ -44,6 +44,9 @@ type Spec struct {
 	MaskedPaths   []string `json:"maskedPaths,omitempty"`
 	ReadonlyPaths []string `json:"readonlyPaths,omitempty"`
 
+	// Hooks are run when the root is complete and not yet the container's, in order.
+	Hooks []Hook `json:"hooks,omitempty"`
+
 	Hostname string            `json:"hostname"`
 	Sysctls  map[string]string `json:"sysctls,omitempty"`
 
@@ -265,4 +268,14 @@ type ExecMessage struct {
 	Terminal bool        `json:"terminal,omitempty"`
 	Started  bool        `json:"started,omitempty"`
 	Error    *StartError `json:"error,omitempty"`
+}
+
+// Hook is a createContainer hook of the OCI runtime specification: a program of the host that runs
+// as root in the container's namespaces.
+type Hook struct {
+	Path string   `json:"path"`
+	Args []string `json:"args,omitempty"` // argv, with argv[0]
+	Env  []string `json:"env,omitempty"`  // all that it gets
+	// Timeout in seconds; 0 is the launcher's.
+	Timeout int `json:"timeout,omitempty"`
 }

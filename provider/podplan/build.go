@@ -70,7 +70,9 @@ func Build(pod *corev1.Pod, c Container, start Start, in PodInputs, cin Containe
 	adjust := oomScoreAdjust(pod, c, in.MemoryCapacity)
 	spec.OOMScoreAdj = &adjust
 	launch := Launch{Unit: unitOf(pod, c, start, in, cin, &adjust), Spec: spec}
-	addLent(&launch, cin.Lent)
+	if err := addLent(&launch, cin.Lent); err != nil {
+		return Launch{}, err
+	}
 	return launch, addDevices(&launch, c, in)
 }
 

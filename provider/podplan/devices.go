@@ -35,7 +35,11 @@ func addDevices(launch *Launch, c Container, in PodInputs) error {
 
 // addLent gives the container the devices of device plugins. A device below /dev that every
 // container has stays as it is.
-func addLent(launch *Launch, lent Lent) {
+func addLent(launch *Launch, lent Lent) error {
+	if len(lent.Hooks) > 0 && (launch.Spec.Namespaces.User != nil || launch.Spec.Root.HostPath != "") {
+		return &ConfigError{CreateContainerError, fmt.Sprintf("hook %s of a CDI device cannot run for a pod with hostUsers: false or an image of the host", lent.Hooks[0].Path)}
+	}
+	launch.Spec.Hooks = lent.Hooks
 	for _, d := range lent.Devices {
 		kind, name := "c", "char"
 		if d.Block {
@@ -51,6 +55,7 @@ func addLent(launch *Launch, lent Lent) {
 			user.Groups = append(user.Groups, g)
 		}
 	}
+	return nil
 }
 
 // allow names the device by its number, which systemd takes without looking for a node.

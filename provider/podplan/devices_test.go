@@ -52,3 +52,28 @@ func TestVolumeDevices(t *testing.T) {
 	wantConfigError(func(c *corev1.Container) { c.VolumeDevices[0].Name = "dir" }, `block device of volume "dir"`)
 	wantConfigError(func(c *corev1.Container) { c.VolumeMounts = []corev1.VolumeMount{{Name: "disk", MountPath: "/m"}} }, "volume disk has volumeMode Block")
 }
+
+// TestHooksOfDevices are the launcher's, and refused where it cannot run them.
+func TestHooksOfDevices(t *testing.T) {
+	lent := Lent{Hooks: []launchspec.Hook{{Path: "/bin/hook"}}}
+	pod := basePod()
+	build := func(in PodInputs, image Image) (Launch, error) {
+		return Build(pod, Containers(pod)[0], Start{}, in, ContainerInputs{Image: image, Lent: lent})
+	}
+	image := Image{Cmd: []string{"/app"}}
+	launch, err := build(PodInputs{}, image)
+	if err != nil || !reflect.DeepEqual(launch.Spec.Hooks, lent.Hooks) {
+		t.Errorf("hooks %v, %v", launch.Spec.Hooks, err)
+	}
+	host := image
+	host.Host, host.HostPath = true, "/"
+	users := PodInputs{Users: &PodUsers{Path: "/user", First: 1 << 20, Size: 1 << 16}}
+	for name, err := range map[string]error{"host image": second(build(PodInputs{}, host)), "users of its own": second(build(users, image))} {
+		var config *ConfigError
+		if !errors.As(err, &config) || config.Reason != CreateContainerError || !strings.Contains(err.Error(), "hook /bin/hook of a CDI device") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func second(_ Launch, err error) error { return err }

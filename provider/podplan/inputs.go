@@ -113,6 +113,8 @@ type Lent struct {
 	Devices []LentDevice
 	// Groups are supplementary.
 	Groups []uint32
+	// Hooks are those of CDI devices.
+	Hooks []launchspec.Hook
 }
 
 // LentMount is a file or directory of the host.
