@@ -67,6 +67,9 @@ func runHooks(spec *launchspec.Spec, scratch string) error {
 		return fmt.Errorf("tell hooks: %w", err)
 	}
 	for _, hook := range spec.Hooks {
+		if !filepath.IsAbs(hook.Path) { // it would begin beside the container's root
+			return fmt.Errorf("run hook %q of a CDI device: its path is not absolute", hook.Path)
+		}
 		if err := runHook(hook, scratch, state); err != nil {
 			return fmt.Errorf("run hook %s of a CDI device: %w", hook.Path, err)
 		}

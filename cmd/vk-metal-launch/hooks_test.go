@@ -62,9 +62,10 @@ func TestHooksThatFail(t *testing.T) {
 		hook launchspec.Hook
 		want string
 	}{
-		"exit":    {hook("echo no such card >&2; exit 3"), "run hook /bin/sh of a CDI device: exit status 3: no such card"},
-		"missing": {launchspec.Hook{Path: "/no/such/hook"}, "no such file or directory"},
-		"slow":    {slow, "not over after 1s"},
+		"exit":     {hook("echo no such card >&2; exit 3"), "run hook /bin/sh of a CDI device: exit status 3: no such card"},
+		"missing":  {launchspec.Hook{Path: "/no/such/hook"}, "no such file or directory"},
+		"relative": {launchspec.Hook{Path: "root/bin/sh"}, "its path is not absolute"},
+		"slow":     {slow, "not over after 1s"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			after := hook("touch root-after")
