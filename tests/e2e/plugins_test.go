@@ -189,6 +189,8 @@ func (e *env) cdiSpec(node, more string) {
   containerEdits:
     env: ["CDI_DEVICE=` + id + `"]
     deviceNodes: [{path: /dev/cdi-zero, hostPath: /dev/zero, permissions: r, fileMode: 438, gid: 1234}]
+    hooks:
+    - {hookName: createContainer, path: /usr/local/bin/cdi-hook, args: [cdi-hook, ` + id + `], env: [CDI_HOOK=own]}
 ` + more
 	}
 	text += `containerEdits:
@@ -202,11 +204,18 @@ func (e *env) cdiSpec(node, more string) {
 	e.on(node, "mv", cdiSpecs+"/test.yaml.new", cdiSpecs+"/test.yaml")
 }
 
+// cdiHook writes into the container's root what it has been given, as a vendor's hooks do.
+const cdiHook = `#!/bin/sh
+root=$(sed 's/.*"root":{"path":"\([^"]*\)".*/\1/' config.json)
+echo "hook $CDI_HOOK $1 $(id -u) $(grep -c '"status":"creating"') $CDI_VENDOR" >$root/cdi-hook
+`
+
 // withDevice is a pod that shows what it has with its device.
 func (e *env) withDevice(name string) *corev1.Pod {
 	pod := e.busybox(name, `test -c /dev/test-device && head -c 0 /dev/test-device && cat /test-mount >/dev/null && echo $TEST_DEVICES
 echo $CDI_VENDOR $CDI_DEVICE $(head -c 3 /dev/cdi-zero | wc -c) $(stat -c %a:%g /dev/cdi-zero) $(grep -c ^ID=debian /cdi-mount) $(id -G | grep -cw 4321)
 (echo >/cdi-mount) 2>&1 | sed 's/.*: //'
+cat /cdi-hook
 sleep 3600`)
 	pod.Spec.Containers[0].Resources.Limits = corev1.ResourceList{testDevice: resource.MustParse("1")}
 	return pod
@@ -218,6 +227,7 @@ func (e *env) waitDevice(pod, id string) {
 	e.waitPod(pod, podTimeout, running)
 	e.waitLog(pod, id+"\ntest "+id+` 3 666:1234 1 1
 Read-only file system
+hook own `+id+` 0 1 
 `)
 }
 
@@ -230,6 +240,14 @@ func TestDevicesOfPlugins(t *testing.T) {
 	e.on(node, "mkdir", "-p", cdiSpecs)
 	e.afterwards("remove CDI specification", func(ctx context.Context) error {
 		_, err := machine.Run(ctx, "rm", "-r", cdiSpecs)
+		return err
+	})
+	const hook = "/usr/local/bin/cdi-hook"
+	if err := machine.WriteFile(e.Context(), hook, []byte(cdiHook), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	e.afterwards("remove hook", func(ctx context.Context) error {
+		_, err := machine.Run(ctx, "rm", hook)
 		return err
 	})
 	e.cdiSpec(node, "")
@@ -264,10 +282,10 @@ func TestDevicesOfPlugins(t *testing.T) {
 	e.remove("one", time.Minute)
 
 	// What this node does not do for a device is named, and the pod waits for another specification.
-	e.cdiSpec(node, "    hooks: [{hookName: createContainer, path: /bin/true}]\n")
+	e.cdiSpec(node, "    - {hookName: createRuntime, path: /bin/true}\n")
 	e.create(e.withDevice("four"))
 	pod = e.waitPod("four", podTimeout, waiting("CreateContainerError"))
-	if message := pod.Status.ContainerStatuses[0].State.Waiting.Message; !strings.Contains(message, cdiKind+"=dev-0: their specification has hooks, which this node does not run") {
+	if message := pod.Status.ContainerStatuses[0].State.Waiting.Message; !strings.Contains(message, cdiKind+"=dev-0: their specification has createRuntime hooks, of which this node runs createContainer ones only") {
 		t.Errorf("it waits: %q", message)
 	}
 	e.cdiSpec(node, "")
