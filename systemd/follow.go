@@ -141,6 +141,17 @@ func (m *Manager) disconnect() {
 	if conn != nil {
 		conn.Close()
 	}
+	m.lose()
+}
+
+// lose takes up that signals may have been missed.
+func (m *Manager) lose() {
+	m.mu.Lock()
+	for unit, known := range m.identities {
+		known.main = mainProcess{}
+		m.identities[unit] = known
+	}
+	m.mu.Unlock()
 	m.jobs.lose()
 }
 
@@ -175,7 +186,7 @@ func (m *Manager) handle(ctx context.Context, signal *dbus.Signal) {
 			m.forget(unit)
 		}
 	case propsIface + ".PropertiesChanged":
-		if unit, ok := unitName(signal.Path); ok && ours(unit) {
+		if unit, ok := unitName(signal.Path); ok && ours(unit) && !m.rememberMain(unit, runningMain(signal.Body)) {
 			m.changed(unit)
 		}
 	case managerIface + ".Reloading":
@@ -183,6 +194,24 @@ func (m *Manager) handle(ctx context.Context, signal *dbus.Signal) {
 	case "org.freedesktop.DBus.NameOwnerChanged":
 		m.ownerChanged(ctx, signal)
 	}
+}
+
+// runningMain reads the body of a service's PropertiesChanged. systemd sends all of these
+// properties whenever one has changed; without one of them, or after any failure, the process is
+// not said to run.
+func runningMain(body []any) mainProcess {
+	if len(body) < 2 {
+		return mainProcess{}
+	}
+	of, _ := body[0].(string)
+	changed, _ := body[1].(map[string]dbus.Variant)
+	result, _ := changed["Result"].Value().(string)
+	exited, told := changed["ExecMainExitTimestamp"].Value().(uint64)
+	main := mainProcess{pid: asInt(changed["MainPID"]), started: asTime(changed["ExecMainStartTimestamp"])}
+	if of != serviceIface || result != "success" || !told || exited != 0 || main.started.IsZero() {
+		return mainProcess{}
+	}
+	return main
 }
 
 func (m *Manager) changed(unit string) {
@@ -200,7 +229,7 @@ func (m *Manager) ownerChanged(ctx context.Context, signal *dbus.Signal) {
 	m.mu.Lock()
 	conn := m.conn
 	m.mu.Unlock()
-	m.jobs.lose()
+	m.lose()
 	go func() { // a call from here would wait for a reply behind ourselves
 		err := conn.Object(busName, managerPath).CallWithContext(ctx, managerIface+".Subscribe", 0).Err
 		if err != nil && !isBusError(err, busName+".AlreadySubscribed") {

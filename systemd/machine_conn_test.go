@@ -19,13 +19,13 @@ func (m *machine) command(name string, args ...string) {
 }
 
 // waitEvent reads events until one fits.
-func (m *machine) waitEvent(what string, fits func(Event) bool) {
+func (m *machine) waitEvent(events <-chan Event, what string, fits func(Event) bool) {
 	m.t.Helper()
 	limit := patience(2 * time.Minute)
 	timeout := time.After(limit)
 	for {
 		select {
-		case event := <-m.manager.Events():
+		case event := <-events:
 			if fits(event) {
 				return
 			}
@@ -37,12 +37,14 @@ func (m *machine) waitEvent(what string, fits func(Event) bool) {
 
 func TestMachineEvents(t *testing.T) {
 	m := newMachine(t)
+	other, err := NewManager(m.ctx, m.manager.opts)
+	m.must(err)
 	a := m.sleeper(nil)
+	m.waitEvent(other.Events(), "start by another", func(event Event) bool { return event.Unit == a.unit.Name })
 	is := func(event Event) bool { return event.Unit == a.unit.Name && event.PodUID == a.spec.PodUID }
-	m.waitEvent("start", is)
 	m.eventually("it traps TERM", func() bool { return strings.Contains(a.mustExec("ps"), "sleep 1000") })
 	m.must(m.manager.Signal(m.ctx, a.unit.Name, syscall.SIGTERM, false))
-	m.waitEvent("end", func(event Event) bool {
+	m.waitEvent(m.manager.Events(), "end", func(event Event) bool {
 		_, ok, err := m.manager.Get(m.ctx, a.unit.Name)
 		return is(event) && !ok && err == nil
 	})
@@ -195,7 +197,7 @@ func TestMachineReconnect(t *testing.T) {
 				startUntil(m, stop)
 			}()
 			test.do(m)
-			m.waitEvent("All", func(event Event) bool { return event.All })
+			m.waitEvent(m.manager.Events(), "All", func(event Event) bool { return event.All })
 			close(stop)
 			group.Wait()
 			m.eventually("calls work again", func() bool {
@@ -203,7 +205,7 @@ func TestMachineReconnect(t *testing.T) {
 				return err == nil && ok && after.MainPID == before.MainPID && after.Running()
 			})
 			m.must(m.manager.Signal(m.ctx, a.unit.Name, syscall.SIGTERM, false))
-			m.waitEvent("events flow again", func(event Event) bool { return event.Unit == a.unit.Name })
+			m.waitEvent(m.manager.Events(), "events flow again", func(event Event) bool { return event.Unit == a.unit.Name })
 		})
 	}
 }

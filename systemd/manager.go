@@ -46,11 +46,19 @@ type Manager struct {
 	pulse      time.Time // of the bus's reader
 }
 
-// knownUnit is what never changes about a unit.
+// knownUnit is what never changes about a unit, and its main process as a signal told it last.
 type knownUnit struct {
 	identity Identity
 	slice    string
 	group    string // path of the cgroup, once asked for
+	begun    bool   // by our Start
+	main     mainProcess
+}
+
+// mainProcess is one that runs; pid is 0 for none that is known to.
+type mainProcess struct {
+	pid     int
+	started time.Time
 }
 
 var (
@@ -124,6 +132,20 @@ func (m *Manager) rememberGroup(unit, group string) {
 		known.group = group
 		m.identities[unit] = known
 	}
+}
+
+// rememberMain takes up what a signal says of a unit's main process. It says whether that is
+// no news: where our Start began the unit, its answer tells that the process runs.
+func (m *Manager) rememberMain(unit string, main mainProcess) (told bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	known, ok := m.identities[unit]
+	if !ok {
+		return false
+	}
+	known.main = main
+	m.identities[unit] = known
+	return known.begun && main.pid != 0
 }
 
 func (m *Manager) known(unit string) (knownUnit, bool) {

@@ -96,7 +96,7 @@ func (s UnitState) Running() bool {
 }
 
 // Event says that something about a unit of ours may have changed. It carries no
-// meaning beyond that: look again.
+// meaning beyond that: look again. That a unit which Start has begun runs is no event.
 type Event struct {
 	Unit string
 	// PodUID is known once the unit was seen by Start or List in this process, else empty.

@@ -53,7 +53,7 @@ func (m *Manager) Start(ctx context.Context, unit Unit) (Started, error) {
 	if err != nil {
 		return Started{}, err
 	}
-	m.remember(unit.Name, knownUnit{identity: unit.Identity, slice: unit.Slice})
+	m.remember(unit.Name, knownUnit{identity: unit.Identity, slice: unit.Slice, begun: true})
 	result, err := m.startTransient(ctx, unit.Name, props)
 	if errors.Is(err, errJobLost) || isBusError(err, errUnitExists) {
 		result, err = m.awaitStart(ctx, unit.Name)
@@ -103,6 +103,11 @@ func (m *Manager) awaitStart(ctx context.Context, unit string) (string, error) {
 // started turns a job result into the outcome of Start.
 func (m *Manager) started(ctx context.Context, unit Unit, result string) (Started, error) {
 	if result == "done" {
+		// Before it says that a job is done systemd tells how the unit is now
+		// (bus_job_send_removed_signal): usually there is nothing to ask.
+		if known, _ := m.known(unit.Name); known.main.pid != 0 {
+			return Started{MainPID: known.main.pid, StartedAt: known.main.started}, nil
+		}
 		values, err := m.properties(ctx, unit.Name,
 			[2]string{serviceIface, "MainPID"}, [2]string{serviceIface, "ExecMainStartTimestamp"})
 		if err == nil {
