@@ -28,7 +28,7 @@ type birth struct {
 	parent uintptr // flags of the first clone: CLONE_PARENT or none
 	flags  uintptr // of the second one
 	fds    [3]int  // become 3, 4 and 5 of the child; -1 for none
-	self   int     // the program
+	self   int     // the program, from readonlySelf
 	argv   *[4]*byte
 	envv   *[3]*byte
 	empty  *byte
@@ -58,9 +58,6 @@ var stepNames = map[int32]string{
 	stepDescriptors: "install descriptors", stepExec: "execute launcher",
 }
 
-// firstInherited is where descriptors lie that the child finds by their number.
-const firstInherited = 300
-
 // bear forks the child that b describes with the arguments stage and arg and returns its PID.
 func (b *birth) bear(stage, arg string) (int, error) {
 	var pipe [2]int
@@ -69,7 +66,7 @@ func (b *birth) bear(stage, arg string) (int, error) {
 	}
 	result := os.NewFile(uintptr(pipe[0]), "birth")
 	defer result.Close()
-	b.report, b.self = pipe[1], selfFD
+	b.report = pipe[1]
 	b.argv = &[4]*byte{cString("vk-metal-launch"), cString(stage), cString(arg), nil}
 	b.envv = &[3]*byte{cString("GOMAXPROCS=1"), cString("GOGC=off"), nil}
 	b.empty = cString("")

@@ -123,7 +123,7 @@ func (r *execRequest) clone(pidfd, channel int, args []string) (int, error) {
 	if err := unix.Setns(pidfd, unix.CLONE_NEWPID); err != nil {
 		return 0, fmt.Errorf("join PID namespace of process %d: %w", r.pid, err)
 	}
-	return syscall.ForkExec(self, append([]string{"vk-metal-launch", stageExecChild}, args...), &syscall.ProcAttr{
+	return syscall.ForkExec(descriptorPath(self), append([]string{"vk-metal-launch", stageExecChild}, args...), &syscall.ProcAttr{
 		Env:   []string{"GOMAXPROCS=1", "GOGC=off"},
 		Files: []uintptr{0, 1, 2, uintptr(channel), uintptr(pidfd)},
 	})
@@ -131,10 +131,11 @@ func (r *execRequest) clone(pidfd, channel int, args []string) (int, error) {
 
 // cloneMapped starts it in the container's user namespace as well.
 func (r *execRequest) cloneMapped(pidfd, channel int, _ []string) (int, error) {
-	if _, err := readonlySelf(); err != nil {
+	self, err := readonlySelf()
+	if err != nil {
 		return 0, err
 	}
-	high, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, firstInherited)
+	high, err := unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, firstHeld)
 	if err != nil {
 		return 0, fmt.Errorf("hold container process: %w", err)
 	}
@@ -150,6 +151,7 @@ func (r *execRequest) cloneMapped(pidfd, channel int, _ []string) (int, error) {
 	b := birth{
 		joins: [2]join{{high, unix.CLONE_NEWUSER | unix.CLONE_NEWPID}, {-1, 0}},
 		fds:   [3]int{channel, high, -1},
+		self:  self,
 	}
 	return b.bearWith(ready, stageExecChild)
 }

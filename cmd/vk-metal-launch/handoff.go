@@ -98,7 +98,7 @@ func highFD(fd int) (int, error) { return moveFD(fd, unix.F_DUPFD_CLOEXEC) }
 func inheritable(fd int) (int, error) { return moveFD(fd, unix.F_DUPFD) }
 
 func moveFD(fd, how int) (int, error) {
-	high, err := unix.FcntlInt(uintptr(fd), how, firstInherited)
+	high, err := unix.FcntlInt(uintptr(fd), how, firstHeld)
 	unix.Close(fd)
 	if err != nil {
 		return -1, fmt.Errorf("hold descriptor: %w", err)

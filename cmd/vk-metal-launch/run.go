@@ -180,7 +180,7 @@ func cloneChild(specPath string, flags uintptr, channelFD int) (int, error) {
 	if err != nil {
 		return 0, err
 	}
-	pid, err := syscall.ForkExec(self, []string{"vk-metal-launch", stageChild, specPath}, &syscall.ProcAttr{
+	pid, err := syscall.ForkExec(descriptorPath(self), []string{"vk-metal-launch", stageChild, specPath}, &syscall.ProcAttr{
 		Env:   []string{"GOMAXPROCS=1", "GOGC=off"},
 		Files: []uintptr{0, 1, 2, uintptr(channelFD)},
 		Sys:   &syscall.SysProcAttr{Cloneflags: flags},
@@ -191,24 +191,26 @@ func cloneChild(specPath string, flags uintptr, channelFD int) (int, error) {
 	return pid, nil
 }
 
-// selfFD is high so that ForkExec's own renumbering never meets it.
-const selfFD = 200
+// firstHeld is where descriptors begin that others' renumbering must not meet: ForkExec's, and
+// that of the few with fixed numbers. It is below 64: beyond, the kernel makes the table of
+// descriptors bigger, and waits for an RCU grace period then, some 10 ms, as a Go program has
+// several threads (expand_fdtable in fs/file.c).
+const firstHeld = 40
 
-// readonlySelf returns a path of this program on a detached read-only mount. A workload
+// readonlySelf returns a descriptor of this program on a detached read-only mount. A workload
 // that gets hold of /proc/PID/exe of a launcher that is inside its namespaces
 // (CVE-2019-5736) cannot write to the host's file through it.
-func readonlySelf() (string, error) {
+func readonlySelf() (int, error) {
 	tree, err := unix.OpenTree(unix.AT_FDCWD, "/proc/self/exe", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
 	if err != nil {
-		return "", fmt.Errorf("clone mount of launcher: %w", err)
+		return -1, fmt.Errorf("clone mount of launcher: %w", err)
 	}
 	attr := &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY, Propagation: unix.MS_PRIVATE}
 	if err := unix.MountSetattr(tree, "", unix.AT_EMPTY_PATH, attr); err != nil {
-		return "", fmt.Errorf("make launcher read-only: %w", err)
+		return -1, fmt.Errorf("make launcher read-only: %w", err)
 	}
-	if err := unix.Dup3(tree, selfFD, unix.O_CLOEXEC); err != nil {
-		return "", fmt.Errorf("hold launcher: %w", err)
-	}
-	unix.Close(tree)
-	return "/proc/self/fd/" + strconv.Itoa(selfFD), nil
+	return moveFD(tree, unix.F_DUPFD_CLOEXEC)
 }
+
+// descriptorPath leads to what a descriptor refers to, as long as it is open.
+func descriptorPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }

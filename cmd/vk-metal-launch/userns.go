@@ -25,7 +25,8 @@ func launchMapped(spec *launchspec.Spec, child channel) (int, *handoff, error) {
 	if err != nil {
 		return 0, nil, err
 	}
-	if _, err := readonlySelf(); err != nil { // of the mount namespace that we leave
+	self, err := readonlySelf() // of the mount namespace that we leave
+	if err != nil {
 		return 0, nil, err
 	}
 	ready, err := prepare(spec, users)
@@ -37,6 +38,7 @@ func launchMapped(spec *launchspec.Spec, child channel) (int, *handoff, error) {
 		parent: unix.CLONE_PARENT,
 		flags:  cloneFlags(spec.Namespaces),
 		fds:    [3]int{child.fd, -1, -1},
+		self:   self,
 	}
 	if of := spec.Namespaces.PIDOf; of != nil {
 		ns, err := openPIDNamespace(*of)
@@ -49,7 +51,7 @@ func launchMapped(spec *launchspec.Spec, child channel) (int, *handoff, error) {
 	return pid, ready, err
 }
 
-// bearWith gives the child its handoff and lets it be born. readonlySelf holds its program.
+// bearWith gives the child its handoff and lets it be born.
 func (b *birth) bearWith(ready *handoff, name string) (int, error) {
 	// The copies of us hold what is the host's: whoever may trace others in the pod's user
 	// namespace may not trace them.
@@ -63,7 +65,7 @@ func (b *birth) bearWith(ready *handoff, name string) (int, error) {
 	if b.fds[2], err = ready.pack(); err != nil {
 		return 0, err
 	}
-	if b.fds[0], err = unix.FcntlInt(uintptr(b.fds[0]), unix.F_DUPFD_CLOEXEC, firstInherited); err != nil {
+	if b.fds[0], err = unix.FcntlInt(uintptr(b.fds[0]), unix.F_DUPFD_CLOEXEC, firstHeld); err != nil {
 		return 0, fmt.Errorf("hold channel: %w", err)
 	}
 	defer unix.Close(b.fds[0]) // only the child may keep it open
