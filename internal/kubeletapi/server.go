@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/pprof"
 	"net/netip"
 	"time"
 
@@ -145,6 +146,11 @@ func (s *Server) routes() http.Handler {
 	mux.Handle("GET /metrics/cadvisor", gathered(s.o.Cadvisor))
 	mux.Handle("GET /metrics/probes", gathered(s.o.Probes))
 	mux.HandleFunc("GET /configz", s.configz)
+	for path, handler := range map[string]http.HandlerFunc{ // as enableProfilingHandler, on by default
+		"": pprof.Index, "cmdline": pprof.Cmdline, "profile": pprof.Profile, "symbol": pprof.Symbol, "trace": pprof.Trace,
+	} {
+		mux.HandleFunc("GET /debug/pprof/"+path, handler)
+	}
 	if s.o.Logs != "" {
 		mux.Handle("GET /logs/", http.StripPrefix("/logs/", http.FileServerFS(rootFS(s.o.Logs))))
 	}
