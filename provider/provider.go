@@ -20,9 +20,11 @@ import (
 
 // Provider runs the pods of one node.
 type Provider struct {
-	deps  Deps
-	log   *slog.Logger
-	users userMetrics
+	deps     Deps
+	log      *slog.Logger
+	users    userMetrics
+	timings  timings
+	starting activity
 
 	mu      sync.Mutex
 	workers map[types.UID]*worker
@@ -70,8 +72,8 @@ func New(deps Deps) (*Provider, error) {
 		deps.HostIPs = func() []string { return nil }
 	}
 	return &Provider{
-		users: newUserMetrics(),
-		deps:  deps, log: deps.Log, workers: map[types.UID]*worker{}, units: map[string]*worker{},
+		users: newUserMetrics(), timings: newTimings(),
+		deps: deps, log: deps.Log, workers: map[types.UID]*worker{}, units: map[string]*worker{},
 		pending: map[types.UID]bool{}, ready: make(chan struct{}), qosDirty: make(chan struct{}, 1),
 		static:  statics{dirty: make(chan struct{}, 1)},
 		granted: allocations{pods: map[types.UID]*corev1.Pod{}, deferred: map[types.UID]bool{}, leaving: map[types.UID]bool{}},
@@ -130,7 +132,7 @@ func (p *Provider) hook(step string) {
 func (w *worker) step(name string, effect func() error) error {
 	w.p.hook(name + "/before")
 	defer w.p.hook(name + "/after")
-	return effect()
+	return w.p.timed(name, effect)
 }
 
 // seen takes up a pod's object as the API has it now.

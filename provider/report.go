@@ -153,7 +153,15 @@ func (w *worker) patch(ctx context.Context) error {
 	}
 	w.p.hook("status/before")
 	defer w.p.hook("status/after")
-	answer, err := patchStatus(ctx, w.p.deps.Client, pod, status)
+	var answer *corev1.Pod
+	err := w.p.timed("status", func() (err error) {
+		answer, err = patchStatus(ctx, w.p.deps.Client, pod, status)
+		return err
+	})
+	if err == nil && status.Phase == corev1.PodRunning {
+		w.reached(untilReported)
+	}
+	w.endStart()
 	switch {
 	case apierrors.IsNotFound(err), apierrors.IsConflict(err):
 		w.p.recheck(pod) // gone, or another pod of this name

@@ -62,6 +62,7 @@ func (w *worker) start(ctx context.Context, pod *corev1.Pod, d podplan.Decision,
 		return false
 	}
 	if s.ready {
+		w.reached(untilPrepared)
 		w.probeAll(pod, s.ips)
 	}
 	any := false
@@ -88,6 +89,9 @@ func (w *worker) start(ctx context.Context, pod *corev1.Pod, d podplan.Decision,
 		if err == nil {
 			err = w.startAttempt(ctx, pod, c, st, s, cin)
 			release()
+		}
+		if err != nil {
+			w.endStart()
 		}
 		switch {
 		case errors.Is(err, errNoSandbox):
@@ -136,7 +140,12 @@ func (w *worker) inputs(pod *corev1.Pod, c podplan.Container, st podplan.Start, 
 		return none, wait
 	}
 	env := w.begin(fmt.Sprintf("%s%s/%d", envOps, c.Name, st.Attempt), time.Second, func(ctx context.Context) (any, error) {
-		return w.resolveEnv(ctx, pod, c, s.ips, s.in.Volumes)
+		var vars []podplan.EnvVar
+		err := w.p.timed("env", func() (err error) {
+			vars, err = w.resolveEnv(ctx, pod, c, s.ips, s.in.Volumes)
+			return err
+		})
+		return vars, err
 	})
 	if env.err != nil && !env.done {
 		w.event(pod, &c, corev1.EventTypeWarning, "Failed", "Error: "+env.err.Error())
@@ -164,6 +173,7 @@ func (w *worker) terminationLog(container string, attempt int) string {
 func (w *worker) startAttempt(ctx context.Context, pod *corev1.Pod, c podplan.Container, st podplan.Start, s shared, cin podplan.ContainerInputs) error {
 	uid := string(w.uid)
 	layout := w.p.deps.Layout
+	w.beginStart()
 	of, err := w.pidOf(ctx, pod, c)
 	if err != nil {
 		return err
@@ -307,7 +317,12 @@ func (w *worker) startUnit(ctx context.Context, a *attempt, unit systemd.Unit) (
 	bounded, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
 	w.p.hook("start/before")
-	started, err := w.p.deps.Runtime.Start(bounded, unit)
+	var started systemd.Started
+	w.reached(untilStarting)
+	err = w.p.timed("start", func() (err error) {
+		started, err = w.p.deps.Runtime.Start(bounded, unit)
+		return err
+	})
 	w.p.hook("start/after")
 	if err != nil || started.MainPID == 0 {
 		w.dirty = true // of one that runs an event tells when it ends
@@ -322,6 +337,7 @@ func (w *worker) startUnit(ctx context.Context, a *attempt, unit systemd.Unit) (
 		}
 		return err.Error(), nil
 	}
+	w.reached(untilStarted)
 	a.rec.Launched, a.rec.StartedAt, a.rec.User = true, started.StartedAt, w.startedAs(a.rec)
 	if err := w.step("started", func() error { return a.rec.save(w.p.deps.Layout, string(w.uid)) }); err != nil {
 		w.log.Error("Cannot record a start", "container", a.rec.Container, "err", err)

@@ -22,7 +22,7 @@ func newUserMetrics() userMetrics {
 
 // Collectors are the provider's metrics.
 func (p *Provider) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{p.users.started, p.users.failed}
+	return []prometheus.Collector{p.users.started, p.users.failed, p.timings.steps, p.timings.starts}
 }
 
 // countUsers counts a pod that begins with a user namespace, once.

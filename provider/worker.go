@@ -64,6 +64,7 @@ type worker struct {
 	etc      etcFiles
 	etcIPs   string // the addresses that etc was written for
 	events   eventLimiter
+	progress progress
 
 	grant       podplan.Allocation // nil before admission
 	rejected    *podplan.Refusal
@@ -157,6 +158,7 @@ func (w *worker) run(ctx context.Context) {
 	w.ctx = ctx
 	defer func() {
 		cancel()
+		w.endStart()
 		w.untrack()
 		w.mu.Lock()
 		w.closed = true
@@ -300,6 +302,9 @@ func (w *worker) load(pod *corev1.Pod, gone bool) error {
 		}
 		if err := w.loadEviction(); err != nil {
 			return err
+		}
+		if len(w.attempts) == 0 {
+			w.beginProgress()
 		}
 		w.loaded = true
 	}

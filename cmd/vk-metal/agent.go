@@ -149,7 +149,9 @@ func (a *agent) events() task.Task {
 	broadcaster := record.NewBroadcaster()
 	a.recorder = broadcaster.NewRecorder(scheme.Scheme, corev1.EventSource{Component: "kubelet", Host: a.name})
 	return task.New("events", func(ctx context.Context, ready func()) error {
-		broadcaster.StartRecordingToSink(&typedcorev1.EventSinkImpl{Interface: a.eventClient.CoreV1().Events("")})
+		broadcaster.StartRecordingToSink(&eventSink{
+			EventSink: &typedcorev1.EventSinkImpl{Interface: a.eventClient.CoreV1().Events("")}, quiet: a.quiet,
+		})
 		ready()
 		<-ctx.Done()
 		broadcaster.Shutdown()
