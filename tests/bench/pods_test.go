@@ -44,11 +44,14 @@ func TestPods(t *testing.T) {
 	floor := b.starts() + 2*b.writes().At(0.5)
 	var times Times
 	changes := 0
+	used, passed := b.usage(), b.stages()
 	for i := range oneByOne {
 		took, seen := b.one(fmt.Sprintf("one-%d", i))
 		times, changes = append(times, took), changes+seen
 	}
 	t.Logf("create to Running, %d pods one after the other: %s, in %.1f changes of each pod", oneByOne, times, float64(changes)/oneByOne)
+	t.Logf("each: %s", b.stages().since(passed))
+	t.Logf("processor time of each, start and end: %s", b.usage().since(used, oneByOne))
 	t.Logf("floor, one container and two writes: %s ms; of it p50 is %.2f, p99 %.2f", ms(floor),
 		float64(times.At(0.5))/float64(floor), float64(times.At(0.99))/float64(floor))
 	b.many(floor)
@@ -68,8 +71,17 @@ func setUp(ctx context.Context, t *testing.T) *bench {
 	return setUpWith(ctx, t, 1)
 }
 
+// setUpWith brings a cluster up for this test, or takes the one whose state is in
+// VK_METAL_BENCH_STATE (metalrig up), which stays up.
 func setUpWith(ctx context.Context, t *testing.T, nodes int) *bench {
 	t.Helper()
+	if dir := os.Getenv("VK_METAL_BENCH_STATE"); dir != "" {
+		c, err := cluster.Open(dir, progress.New(os.Stderr))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return benchOn(ctx, t, c)
+	}
 	dir, err := os.MkdirTemp(rig.CacheDir(), "bench-")
 	if err != nil {
 		t.Fatal(err)
@@ -86,6 +98,12 @@ func setUpWith(ctx context.Context, t *testing.T, nodes int) *bench {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return benchOn(ctx, t, c)
+}
+
+// benchOn measures on a cluster that is up.
+func benchOn(ctx context.Context, t *testing.T, c *cluster.Cluster) *bench {
+	t.Helper()
 	node, err := c.Rig.Machine(cluster.NodeName(0))
 	if err != nil {
 		t.Fatal(err)
@@ -180,7 +198,8 @@ func (b *bench) many(floor time.Duration) {
 	b.Helper()
 	w := b.watchPods()
 	defer w.Stop()
-	busy := b.agentTime()
+	profiled := b.profile()
+	used, passed := b.usage(), b.stages()
 	start := time.Now()
 	for i := range atOnce {
 		b.create(fmt.Sprintf("many-%d", i))
@@ -194,8 +213,12 @@ func (b *bench) many(floor time.Duration) {
 		return len(running) == atOnce
 	})
 	all := time.Since(start)
-	b.Logf("%d pods at once: made in %.1f s, all Running after %.1f s: %.1f pods/s, %.2f of the floor each; the agent took %s ms of processor time for each",
-		atOnce, made.Seconds(), all.Seconds(), atOnce/all.Seconds(), float64(all)/atOnce/float64(floor), ms((b.agentTime()-busy)/atOnce))
+	taken := b.usage().since(used, atOnce)
+	b.Logf("%d pods at once: made in %.1f s, all Running after %.1f s: %.1f pods/s, %.2f of the floor each",
+		atOnce, made.Seconds(), all.Seconds(), atOnce/all.Seconds(), float64(all)/atOnce/float64(floor))
+	b.Logf("processor time of each until all run: %s", taken)
+	b.Logf("each: %s", b.stages().since(passed))
+	profiled()
 	start = time.Now()
 	for i := range atOnce {
 		b.remove(fmt.Sprintf("many-%d", i))
@@ -210,19 +233,50 @@ func (b *bench) many(floor time.Duration) {
 	b.Logf("%d pods deleted at once: all gone after %.1f s", atOnce, time.Since(start).Seconds())
 }
 
-// agentTime is the processor time that the agent has taken so far.
-func (b *bench) agentTime() time.Duration {
+// profile writes what the agent does from now on, for some seconds, into the file
+// VK_METAL_BENCH_PROFILE, for go tool pprof; the returned function waits for it.
+func (b *bench) profile() (wait func()) {
 	b.Helper()
-	script := "set -- $(cat /proc/$(systemctl show --property=MainPID --value vk-metal.service)/stat); echo $((${14}+${15}))"
-	out, err := b.node.Run(b.ctx, "bash", "-c", script)
+	file := os.Getenv("VK_METAL_BENCH_PROFILE")
+	if file == "" {
+		return func() {}
+	}
+	done := make(chan error, 1)
+	go func() {
+		request := b.c.Client.CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes", b.node.Name, "proxy/debug/pprof/profile").Param("seconds", "3")
+		data, err := request.DoRaw(b.ctx)
+		if err == nil {
+			err = os.WriteFile(file, data, 0o600)
+		}
+		done <- err
+	}()
+	return func() {
+		if err := <-done; err != nil {
+			b.Errorf("profile the agent: %v", err)
+		}
+	}
+}
+
+// usage is what the node and the control plane have used so far.
+func (b *bench) usage() usage {
+	b.Helper()
+	leader, err := b.node.Leader(b.ctx)
 	if err != nil {
 		b.Fatal(err)
 	}
-	var ticks int
-	if _, err := fmt.Sscan(out, &ticks); err != nil {
+	processes, err := b.c.Rig.Processes()
+	if err != nil {
 		b.Fatal(err)
 	}
-	return time.Duration(ticks) * 10 * time.Millisecond // USER_HZ is 100
+	others := map[int]string{os.Getpid(): "this test"}
+	for _, p := range processes {
+		others[p.PID] = p.Name
+	}
+	u, err := usageNow(leader, others)
+	if err != nil {
+		b.Fatal(err)
+	}
+	return u
 }
 
 // writes are times of a small write to the API server, seen from outside of the node.
@@ -232,6 +286,11 @@ func (b *bench) writes() Times {
 	if _, err := maps.Create(b.ctx, &corev1.ConfigMap{ObjectMeta: metav1.ObjectMeta{Name: "bench"}}, metav1.CreateOptions{}); err != nil {
 		b.Fatal(err)
 	}
+	defer func() {
+		if err := maps.Delete(b.ctx, "bench", metav1.DeleteOptions{}); err != nil {
+			b.Error(err)
+		}
+	}()
 	var times Times
 	for i := range 200 {
 		start := time.Now()
