@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
@@ -14,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/remotecommand"
 	utilexec "k8s.io/client-go/util/exec"
+	statsv1alpha1 "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 	"k8s.io/utils/ptr"
 
 	"github.com/vk-metal/vk-metal/tests/registry"
@@ -62,6 +64,7 @@ func TestPodRunsLogsExecsAndGoes(t *testing.T) {
 	if units := e.podUnits(pod); len(units) != 1 {
 		t.Errorf("units on %s: %v", pod.Spec.NodeName, units)
 	}
+	e.diskFigures(pod)
 	t.Logf("gone after %s", e.remove("one", time.Minute).Round(time.Millisecond))
 	e.eventually(time.Minute, func() string {
 		var left []string
@@ -71,6 +74,32 @@ func TestPodRunsLogsExecsAndGoes(t *testing.T) {
 			}
 		}
 		return strings.Join(left, "")
+	})
+}
+
+// diskFigures waits until the node tells what the pod, which has one container, takes of its disk.
+func (e *env) diskFigures(pod *corev1.Pod) {
+	e.Helper()
+	e.exec(pod, "dd", "if=/dev/zero", "of=/file", "bs=1M", "count=3")
+	takes := func(what string, fs *statsv1alpha1.FsStats, least uint64) string {
+		if fs == nil || *fs.UsedBytes < least || *fs.UsedBytes > least+4<<20 || *fs.InodesUsed < 2 || *fs.CapacityBytes <= *fs.UsedBytes {
+			return fmt.Sprintf("%s: %+v", what, fs)
+		}
+		return ""
+	}
+	e.eventually(2*time.Minute, func() string {
+		data, err := e.c.Client.CoreV1().RESTClient().Get().Resource("nodes").Name(pod.Spec.NodeName).SubResource("proxy").Suffix("stats/summary").DoRaw(e.Context())
+		var summary statsv1alpha1.Summary
+		if err := errors.Join(err, json.Unmarshal(data, &summary)); err != nil {
+			return err.Error()
+		}
+		for _, p := range summary.Pods {
+			if p.PodRef.UID == string(pod.UID) && len(p.Containers) == 1 {
+				c := p.Containers[0]
+				return takes("layer", c.Rootfs, 3<<20) + takes("logs", c.Logs, 1) + takes("pod", p.EphemeralStorage, 3<<20)
+			}
+		}
+		return "no figures of the pod"
 	})
 }
 
@@ -131,21 +160,27 @@ func TestExec(t *testing.T) {
 	})
 }
 
+// TestInitContainersRunInOrder: and what they leave in a file may be another one's environment.
 func TestInitContainersRunInOrder(t *testing.T) {
 	e := setup(t)
-	pod := e.busybox("init", "cat /shared/order; sleep 3600")
+	pod := e.busybox("init", "cat /shared/order; echo $LAST $NONE; sleep 3600")
+	fromFile := func(name, key string) corev1.EnvVar {
+		ref := &corev1.FileKeySelector{VolumeName: "shared", Path: "env", Key: key, Optional: ptr.To(key != "LAST")}
+		return corev1.EnvVar{Name: name, ValueFrom: &corev1.EnvVarSource{FileKeyRef: ref}}
+	}
+	pod.Spec.Containers[0].Env = []corev1.EnvVar{fromFile("LAST", "LAST"), fromFile("NONE", "MISSING")}
 	mount := []corev1.VolumeMount{{Name: "shared", MountPath: "/shared"}}
 	pod.Spec.Volumes = []corev1.Volume{{Name: "shared", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}}
 	pod.Spec.Containers[0].VolumeMounts = mount
 	for _, name := range []string{"a", "b", "c"} {
 		pod.Spec.InitContainers = append(pod.Spec.InitContainers, corev1.Container{
 			Name: name, Image: registry.Busybox, VolumeMounts: mount,
-			Command: []string{"sh", "-c", "sleep 0.2; echo " + name + " >>/shared/order"},
+			Command: []string{"sh", "-c", "sleep 0.2; echo " + name + " >>/shared/order; echo \"LAST='it was " + name + "'\" >/shared/env"},
 		})
 	}
 	e.create(pod)
 	e.waitPod("init", podTimeout, running)
-	e.waitLog("init", "a\nb\nc\n")
+	e.waitLog("init", "a\nb\nc\nit was c\n")
 }
 
 func TestRestartPolicies(t *testing.T) {
