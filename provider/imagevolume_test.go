@@ -22,7 +22,7 @@ func TestImageVolumes(t *testing.T) {
 		a := w.boot("")
 		w.create("web", func(p *corev1.Pod) {
 			p.Spec.Volumes = []corev1.Volume{
-				{Name: "data", VolumeSource: corev1.VolumeSource{Image: &corev1.ImageVolumeSource{Reference: "volume"}}},
+				{Name: "data", VolumeSource: corev1.VolumeSource{Image: &corev1.ImageVolumeSource{Reference: "volume", PullPolicy: corev1.PullNever}}},
 				{Name: "unused", VolumeSource: corev1.VolumeSource{Image: &corev1.ImageVolumeSource{Reference: "missing"}}},
 			}
 			p.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "data", MountPath: "/data"}}
@@ -36,6 +36,11 @@ func TestImageVolumes(t *testing.T) {
 		delete(w.images, "volume")
 		w.mu.Unlock()
 		w.until("Running", w.podIs("web", corev1.PodRunning))
+		w.mu.Lock()
+		if policy := w.policies["volume"]; policy != corev1.PullNever {
+			t.Errorf("the volume's image is pulled by the policy %q", policy)
+		}
+		w.mu.Unlock()
 		mounts := w.launched("app").Mounts
 		if !slices.ContainsFunc(mounts, func(m launchspec.Mount) bool {
 			return m.Kind == launchspec.MountImage && m.Target == "/data" && m.Readonly

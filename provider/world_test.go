@@ -64,6 +64,7 @@ type world struct {
 	deaf     map[string]bool
 	results  map[string]probes.Results
 	images   map[string]error
+	policies map[string]corev1.PullPolicy // of images, as last asked for
 	pulls    int
 	hidden   int               // how often systemd fails to list units
 	gets     int               // how often systemd was asked about one unit
@@ -104,7 +105,7 @@ func newWorld(t *testing.T) *world {
 		t: t, layout: paths.Layout{Run: dir + "/run", Lib: dir + "/lib", Log: dir + "/log"},
 		units: map[string]*fakeUnit{}, slices: map[string]bool{}, networks: map[string]netns.PodAddress{}, volumes: map[string]bool{},
 		boxes: map[string]bool{}, streams: map[string]bool{}, objects: map[string]kruntime.Object{}, deaf: map[string]bool{}, results: map[string]probes.Results{},
-		images: map[string]error{}, offers: map[types.UID][]endpoints.Endpoint{},
+		images: map[string]error{}, policies: map[string]corev1.PullPolicy{}, offers: map[types.UID][]endpoints.Endpoint{},
 	}
 	w.client = testapi.NewClientset(&corev1.Service{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "kubernetes", UID: "cluster-1"}})
 	w.gracefulDelete()
@@ -462,6 +463,7 @@ func (f fakeImages) Ensure(_ context.Context, req images.PullRequest) (images.Im
 	f.a.act()
 	f.a.w.mu.Lock()
 	defer f.a.w.mu.Unlock()
+	f.a.w.policies[req.Ref] = req.Policy
 	if err := f.a.w.images[req.Ref]; err != nil {
 		return images.Image{}, err
 	}

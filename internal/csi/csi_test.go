@@ -350,6 +350,7 @@ func TestVolumesGrow(t *testing.T) {
 	claim.Status.Capacity = corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("1Gi")}
 	w := newWorld(t, newDriver(t, canExpand, canStats), csiDriver(nil), secret(), claim, pv())
 	v := volumeOf("uid-a")
+	v.PV.Spec.CSI.NodeExpandSecretRef = &corev1.SecretReference{Namespace: "vault", Name: "s"}
 	w.publish(v)
 	w.calls("publish vol-1")
 	claim.Status.Conditions = []corev1.PersistentVolumeClaimCondition{{Type: corev1.PersistentVolumeClaimFileSystemResizePending, Status: corev1.ConditionTrue}}
@@ -358,6 +359,9 @@ func TestVolumesGrow(t *testing.T) {
 	}
 	w.m.tend(t.Context())
 	w.calls("expand 2147483648")
+	if got := w.driver.expanded[0].Secrets["key"]; got != "value" {
+		t.Errorf("the driver has the secret %q", got)
+	}
 	now, err := w.client.CoreV1().PersistentVolumeClaims("shop").Get(t.Context(), "data", metav1.GetOptions{})
 	if err != nil || now.Status.Capacity.Storage().Value() != 2<<30 || len(now.Status.Conditions) != 0 {
 		t.Errorf("the claim says %+v %v", now.Status, err)

@@ -32,6 +32,7 @@ type testDriver struct {
 	fail      map[string]error // by method, once
 	published []*csispec.NodePublishVolumeRequest
 	staged    []*csispec.NodeStageVolumeRequest
+	expanded  []*csispec.NodeExpandVolumeRequest
 }
 
 // newDriver serves until the test ends.
@@ -176,6 +177,9 @@ func (d *testDriver) NodeUnpublishVolume(_ context.Context, r *csispec.NodeUnpub
 }
 
 func (d *testDriver) NodeExpandVolume(_ context.Context, r *csispec.NodeExpandVolumeRequest) (*csispec.NodeExpandVolumeResponse, error) {
+	d.mu.Lock()
+	d.expanded = append(d.expanded, r)
+	d.mu.Unlock()
 	return &csispec.NodeExpandVolumeResponse{CapacityBytes: r.CapacityRange.RequiredBytes}, d.called("expand", fmt.Sprint(r.CapacityRange.RequiredBytes))
 }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"path"
 	"path/filepath"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -188,26 +189,11 @@ func (v volume) projection(ctx context.Context, s *corev1.VolumeProjection, mode
 	case s.ServiceAccountToken != nil:
 		return v.token(ctx, s.ServiceAccountToken, mode)
 	}
-	return nil, errors.New("this kind of source is not supported by this node")
+	return nil, fmt.Errorf("sources of type %s are not supported by this node", strings.TrimPrefix(projectionField(s), "."))
 }
 
-func projectionField(s *corev1.VolumeProjection) string {
-	switch {
-	case s.ConfigMap != nil:
-		return ".configMap"
-	case s.Secret != nil:
-		return ".secret"
-	case s.DownwardAPI != nil:
-		return ".downwardAPI"
-	case s.ServiceAccountToken != nil:
-		return ".serviceAccountToken"
-	case s.ClusterTrustBundle != nil:
-		return ".clusterTrustBundle"
-	case s.PodCertificate != nil:
-		return ".podCertificate"
-	}
-	return ""
-}
+// projectionField is the JSON name of the source that is set, with a dot before it.
+func projectionField(s *corev1.VolumeProjection) string { return "." + setField(s) }
 
 // defaultTokenSeconds is the API's default for expirationSeconds.
 const defaultTokenSeconds = 3600

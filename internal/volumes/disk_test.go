@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -74,7 +75,7 @@ func TestDisksOfLocalVolumes(t *testing.T) {
 	m, claims := claimsManager(t)
 	device := disk(t)
 	claims.bind("fs", local(device), func(_ *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) {
-		pv.Spec.MountOptions = []string{"noatime"}
+		pv.Spec.MountOptions, pv.Spec.Local.FSType = []string{"noatime"}, ptr("ext3")
 	})
 	claims.bind("raw", local(device), func(_ *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) {
 		pv.Spec.VolumeMode = ptr(corev1.PersistentVolumeBlock)
@@ -96,6 +97,9 @@ func TestDisksOfLocalVolumes(t *testing.T) {
 	other.UID = "99999999-2222-3333-4444-555555555555"
 	path := prepare(t, m, pod, PodInfo{FSGroup: ptr(int64(4321))})["d"].Path
 	wantOwner(t, path, 4321, 0o770)
+	if table, err := os.ReadFile("/proc/self/mountinfo"); err != nil || !regexp.MustCompile(regexp.QuoteMeta(path)+` rw,noatime (.* )?- ext3 `).Match(table) {
+		t.Errorf("mounted otherwise: %v\n%s", err, table)
+	}
 	if err := os.WriteFile(filepath.Join(path, "kept"), []byte("x"), 0o600); err != nil {
 		t.Fatal(err)
 	}

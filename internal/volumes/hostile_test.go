@@ -266,7 +266,7 @@ func TestProjected(t *testing.T) {
 	src.cms["ca"] = &corev1.ConfigMap{Data: map[string]string{"ca.crt": "CA"}}
 	src.secrets["s"] = &corev1.Secret{Data: map[string][]byte{"k": []byte("v")}}
 	sources := []corev1.VolumeProjection{
-		{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Path: "token", ExpirationSeconds: ptr(int64(3607))}},
+		{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{Path: "token", Audience: "aud", ExpirationSeconds: ptr(int64(3607))}},
 		{ConfigMap: &corev1.ConfigMapProjection{LocalObjectReference: corev1.LocalObjectReference{Name: "ca"}, Items: []corev1.KeyToPath{{Key: "ca.crt", Path: "ca.crt"}}}},
 		{Secret: &corev1.SecretProjection{LocalObjectReference: corev1.LocalObjectReference{Name: "s"}, Items: []corev1.KeyToPath{{Key: "k", Path: "deep/er/k", Mode: ptr(int32(0o440))}}}},
 		{DownwardAPI: &corev1.DownwardAPIProjection{Items: []corev1.DownwardAPIVolumeFile{
@@ -277,17 +277,18 @@ func TestProjected(t *testing.T) {
 			{Path: "mem", ResourceFieldRef: &corev1.ResourceFieldSelector{ContainerName: "c", Resource: "requests.memory", Divisor: resource.MustParse("1Mi")}},
 		}}},
 	}
-	pod := testPod(vol("p", corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: sources, DefaultMode: ptr(int32(0o644))}}))
+	pod := testPod(vol("p", corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{Sources: sources, DefaultMode: ptr(int32(0o604))}}))
 	pod.Spec.Containers[0].Resources.Requests = corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("1500Ki")}
 	pod.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "p", MountPath: "/etc/p"}, {Name: "other", MountPath: "/etc/p/inner/dir"}}
 	got := prepare(t, m, pod, PodInfo{})["p"]
 	for name, body := range map[string]string{
-		"token": "tok//3607", "ca.crt": "CA", "deep/er/k": "v", "namespace": "shop", "labels": "app=\"web\"\ntier=\"a\\\"b\"",
+		"token": "tok/aud/3607", "ca.crt": "CA", "deep/er/k": "v", "namespace": "shop", "labels": "app=\"web\"\ntier=\"a\\\"b\"",
 		"app": "web", "cpu": "2000", "mem": "2",
 	} {
 		wantFile(t, filepath.Join(got.Path, name), body)
 	}
-	wantMode(t, filepath.Join(got.Path, "token"), 0o644, 0, 0)
+	wantMode(t, filepath.Join(got.Path, "token"), 0o604, 0, 0)
+	wantMode(t, filepath.Join(got.Path, "ca.crt"), 0o604, 0, 0)
 	wantMode(t, filepath.Join(got.Path, "deep/er/k"), 0o440, 0, 0)
 	wantMode(t, filepath.Join(got.Path, "inner/dir"), 0o755, 0, 0)
 
@@ -298,7 +299,7 @@ func TestProjected(t *testing.T) {
 	if err := m.Update(t.Context(), pod, PodInfo{FSGroup: ptr(int64(2000))}); err != nil {
 		t.Fatal(err)
 	}
-	wantFile(t, filepath.Join(got.Path, "token"), "new//3607")
+	wantFile(t, filepath.Join(got.Path, "token"), "new/aud/3607")
 	wantFile(t, filepath.Join(got.Path, "app"), "web2")
 	wantMode(t, filepath.Join(got.Path, "token"), 0o640, 1000, 2000)
 	if _, err := os.Stat(filepath.Join(got.Path, "inner/dir")); err != nil {

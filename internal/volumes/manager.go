@@ -272,28 +272,3 @@ func (m *Manager) List(context.Context) ([]string, error) {
 	}
 	return slices.Sorted(maps.Keys(uids)), nil
 }
-
-// kind is the JSON name of the volume's source.
-func (v volume) kind() string {
-	switch src := v.spec.VolumeSource; {
-	case src.PersistentVolumeClaim != nil:
-		return "persistentVolumeClaim"
-	case src.Ephemeral != nil:
-		return "ephemeral"
-	case src.CSI != nil:
-		return "csi"
-	case src.NFS != nil:
-		return "nfs"
-	case src.ISCSI != nil:
-		return "iscsi"
-	case src.FC != nil:
-		return "fc"
-	case src.Image != nil:
-		return "image"
-	case src.GitRepo != nil:
-		return "gitRepo"
-	case src.FlexVolume != nil:
-		return "flexVolume"
-	}
-	return otherKind(&v.spec.VolumeSource)
-}

@@ -171,13 +171,15 @@ func TestConfigMapLifecycle(t *testing.T) {
 	m, src := testManager(t)
 	src.cms["cfg"] = &corev1.ConfigMap{Data: map[string]string{"a": "1", "b": "2"}, BinaryData: map[string][]byte{"bin": {0, 1}}}
 	pod := testPod(configMapVolume("v", "cfg"))
+	pod.Spec.Volumes[0].ConfigMap.DefaultMode = ptr(int32(0o604))
 	got := prepare(t, m, pod, PodInfo{})["v"]
+	wantMode(t, filepath.Join(got.Path, "b"), 0o604, 0, 0)
 	if !got.Readonly || got.File {
 		t.Errorf("mounted %+v", got)
 	}
 	wantFile(t, filepath.Join(got.Path, "a"), "1")
 	wantFile(t, filepath.Join(got.Path, "bin"), "\x00\x01")
-	wantMode(t, filepath.Join(got.Path, "a"), 0o644, 0, 0)
+	wantMode(t, filepath.Join(got.Path, "a"), 0o604, 0, 0)
 	version, err := os.Readlink(filepath.Join(got.Path, dataLink))
 	if err != nil {
 		t.Fatal(err)

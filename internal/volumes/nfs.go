@@ -44,21 +44,14 @@ func (v volume) nfs(ctx context.Context, name string, src *corev1.NFSVolumeSourc
 	if err != nil {
 		return Mounted{}, err
 	}
-	flags, data, err := nfsOptions(server, options)
+	source, flags, data, err := nfsMount(src, server, readonly, options)
 	if err != nil {
 		return Mounted{}, err
-	}
-	if readonly {
-		flags |= unix.MS_RDONLY
 	}
 	if err := os.MkdirAll(dir, 0o750); err != nil {
 		return Mounted{}, err
 	}
-	host := src.Server
-	if server.Is6() {
-		host = "[" + server.String() + "]"
-	}
-	err = unix.Mount(host+":"+src.Path, dir, "nfs4", flags, data)
+	err = unix.Mount(source, dir, "nfs4", flags, data)
 	switch {
 	case errors.Is(err, unix.ENODEV):
 		return Mounted{}, errors.New("the kernel of this node has no NFS client (file system nfs4)")
@@ -66,6 +59,21 @@ func (v volume) nfs(ctx context.Context, name string, src *corev1.NFSVolumeSourc
 		return Mounted{}, fmt.Errorf("mount NFS export %s:%s: %w", src.Server, src.Path, err)
 	}
 	return Mounted{Path: dir, Readonly: readonly}, nil
+}
+
+// nfsMount is what mount(2) is told.
+func nfsMount(src *corev1.NFSVolumeSource, server netip.Addr, readonly bool, options []string) (source string, flags uintptr, data string, err error) {
+	if flags, data, err = nfsOptions(server, options); err != nil {
+		return "", 0, "", err
+	}
+	if readonly {
+		flags |= unix.MS_RDONLY
+	}
+	host := src.Server
+	if server.Is6() {
+		host = "[" + server.String() + "]"
+	}
+	return host + ":" + src.Path, flags, data, nil
 }
 
 func addressOf(ctx context.Context, server string) (netip.Addr, error) {

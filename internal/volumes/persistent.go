@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"reflect"
-	"strings"
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
@@ -24,6 +22,9 @@ func (v volume) persistent(ctx context.Context, rec *record) (Mounted, error) {
 		return Mounted{}, err
 	}
 	if err := checkElement("PersistentVolume", pv.Name); err != nil {
+		return Mounted{}, err
+	}
+	if err := v.claimAlone(rec); err != nil {
 		return Mounted{}, err
 	}
 	switch src := pv.Spec.PersistentVolumeSource; {
@@ -48,16 +49,27 @@ func (v volume) persistent(ctx context.Context, rec *record) (Mounted, error) {
 	}
 }
 
-// pvKind is the JSON name of the source that is set.
-func pvKind(src *corev1.PersistentVolumeSource) string {
-	v := reflect.ValueOf(src).Elem()
-	for i := range v.NumField() {
-		if v.Field(i).Kind() == reflect.Pointer && !v.Field(i).IsNil() {
-			name, _, _ := strings.Cut(v.Type().Field(i).Tag.Get("json"), ",")
-			return name
-		}
+// claimAlone refuses a volume that is for one pod only and that another pod of this node has, as a
+// kubelet does; the scheduler may not have been asked. With several access modes nobody knows
+// which one is meant.
+func (v volume) claimAlone(rec *record) error {
+	modes := rec.PV.Spec.AccessModes
+	if len(modes) != 1 || modes[0] != corev1.ReadWriteOncePod {
+		return nil
 	}
-	return "unknown"
+	defer v.m.shared.Lock("one pod: " + rec.PV.Name)()
+	used, err := v.m.usedByOthers(rec.PV.Name, string(v.pod.UID))
+	switch {
+	case err != nil:
+		return err
+	case !used:
+		return v.keep(rec)
+	}
+	op := opSetUp
+	if isBlock(rec.PV) {
+		op = opMap
+	}
+	return at(op, errors.New("volume uses the ReadWriteOncePod access mode and is already in use by another pod"))
 }
 
 func (v volume) hostPathVolume(rec *record, src *corev1.HostPathVolumeSource) (Mounted, error) {

@@ -11,6 +11,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	nodev1 "k8s.io/api/node/v1"
+	storagev1 "k8s.io/api/storage/v1"
 
 	"github.com/vk-metal/vk-metal/internal/launchspec"
 )
@@ -53,6 +54,46 @@ var provenBy = []struct {
 		"recursiveReadOnly": "TestMachineMounts", // every read-only mount is
 		"subPath":           "TestSubPathsStayInTheirVolume", "subPathExpr": "TestBadSubPathHealsWhenItsAnnotationChanges",
 		"mountPropagation": "TestFieldsReachTheLauncher",
+	}},
+	{corev1.VolumeDevice{}, map[string]string{"name": "TestVolumeDevices", "devicePath": "TestVolumeDevices"}},
+	{corev1.EmptyDirVolumeSource{}, map[string]string{"medium": "TestEmptyDir", "sizeLimit": "TestEmptyDir"}},
+	{corev1.HostPathVolumeSource{}, map[string]string{"path": "TestHostPath", "type": "TestHostPath"}},
+	{corev1.ConfigMapVolumeSource{}, map[string]string{
+		"": "no: its name", "items": "TestProjected", "defaultMode": "TestConfigMapLifecycle", "optional": "TestMissingObjects",
+	}},
+	{corev1.SecretVolumeSource{}, map[string]string{
+		"secretName": "TestSecretOnMemoryWithFSGroup", "items": "TestProjected", "defaultMode": "TestSecretOnMemoryWithFSGroup", "optional": "TestMissingObjects",
+	}},
+	{corev1.VolumeProjection{}, map[string]string{
+		"secret": "TestProjected", "downwardAPI": "TestProjected", "configMap": "TestProjected", "serviceAccountToken": "TestProjected",
+		"clusterTrustBundle": "TestEveryTypeOfVolume", "podCertificate": "TestEveryTypeOfVolume",
+	}},
+	{corev1.ServiceAccountTokenProjection{}, map[string]string{"audience": "TestProjected", "expirationSeconds": "TestProjected", "path": "TestProjected"}},
+	{corev1.ImageVolumeSource{}, map[string]string{"reference": "TestImageVolumes", "pullPolicy": "TestImageVolumes"}},
+	{corev1.NFSVolumeSource{}, map[string]string{"server": "TestNFSMount", "path": "TestNFSMount", "readOnly": "TestNFSMount"}},
+	{corev1.LocalVolumeSource{}, map[string]string{"path": "TestClaimOfALocalDirectory", "fsType": "TestDisksOfLocalVolumes"}},
+	{corev1.PersistentVolumeClaimVolumeSource{}, map[string]string{"claimName": "TestClaimOfALocalDirectory", "readOnly": "TestClaimOfALocalDirectory"}},
+	{corev1.EphemeralVolumeSource{}, map[string]string{"volumeClaimTemplate": "no: the cluster makes the claim of it"}},
+	{corev1.CSIVolumeSource{}, map[string]string{
+		"driver": "TestInlineVolume", "readOnly": "TestFieldsReachTheDriver", "fsType": "TestFieldsReachTheDriver",
+		"volumeAttributes": "TestFieldsReachTheDriver", "nodePublishSecretRef": "TestFieldsReachTheDriver",
+	}},
+	{corev1.CSIPersistentVolumeSource{}, map[string]string{
+		"driver": "TestUnknownDriver", "volumeHandle": "TestFieldsReachTheDriver", "readOnly": "TestFieldsReachTheDriver",
+		"fsType": "TestFieldsReachTheDriver", "volumeAttributes": "TestFieldsReachTheDriver", "nodeStageSecretRef": "TestFieldsReachTheDriver",
+		"nodePublishSecretRef": "TestFieldsReachTheDriver", "nodeExpandSecretRef": "TestVolumesGrow",
+		"controllerPublishSecretRef": "no: of the driver's controller", "controllerExpandSecretRef": "no: of the driver's controller",
+	}},
+	{corev1.PersistentVolumeSpec{}, map[string]string{
+		"": "TestEveryTypeOfVolume", "capacity": "TestVolumesGrow", "accessModes": "TestVolumeOfOnePod", "claimRef": "TestClaimsThatCannotBeUsed",
+		"mountOptions": "TestClaimOfALocalDirectory", "volumeMode": "TestClaimsThatCannotBeUsed", "nodeAffinity": "TestClaimsThatCannotBeUsed",
+		"persistentVolumeReclaimPolicy": "no: the cluster's", "storageClassName": "no: the cluster's", "volumeAttributesClassName": "no: of the driver's controller",
+	}},
+	{storagev1.CSIDriverSpec{}, map[string]string{
+		"attachRequired": "TestVolumesAreAttachedFirst", "podInfoOnMount": "TestInlineVolume", "volumeLifecycleModes": "TestInlineVolume",
+		"storageCapacity": "no: the scheduler's", "fsGroupPolicy": "TestWhoAppliesFSGroup", "tokenRequests": "TestInlineVolume",
+		"requiresRepublish": "TestInlineVolume", "seLinuxMount": "no: a label where SELinux is enforced, which this version has not",
+		"nodeAllocatableUpdatePeriodSeconds": "TestAllocatableIsKeptUpToDate", "serviceAccountTokenInSecrets": "TestTokensInSecrets",
 	}},
 	{nodev1.RuntimeClass{}, map[string]string{
 		"": "no: type and metadata", "metadata": "no: its name is asked for", "handler": "TestRuntimeClasses", "overhead": "TestOverheadIsInTheSlice",
