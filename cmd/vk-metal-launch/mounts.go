@@ -124,6 +124,20 @@ func mountAttrs(mount launchspec.Mount) uint64 {
 	return attrs
 }
 
+// restrictTree sets the attributes that mount asks for on a copied tree.
+func restrictTree(tree int, mount launchspec.Mount) error {
+	attrs := mountAttrs(mount)
+	if !mount.WritableBelow {
+		return setAttr(tree, mount.Recursive, attrs, 0)
+	}
+	if all := attrs &^ unix.MOUNT_ATTR_RDONLY; all != 0 {
+		if err := setAttr(tree, mount.Recursive, all, 0); err != nil {
+			return err
+		}
+	}
+	return setAttr(tree, false, attrs, 0)
+}
+
 func applyMount(root rootDir, mount launchspec.Mount, src source) error {
 	tree := src.tree
 	attrs := mountAttrs(mount)
@@ -132,7 +146,7 @@ func applyMount(root rootDir, mount launchspec.Mount, src source) error {
 	case launchspec.MountBind, launchspec.MountImage:
 		mount.File = src.file
 		if attrs != 0 && !src.done {
-			err = setAttr(tree, mount.Recursive, attrs, 0)
+			err = restrictTree(tree, mount)
 		}
 	case launchspec.MountCgroup:
 		return mountCgroups(root, mount.Target, mount.Readonly)

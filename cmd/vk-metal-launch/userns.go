@@ -129,8 +129,8 @@ func mappedSources(spec *launchspec.Spec, users int) ([]handoffSource, error) {
 		if err := mapIDs(src.tree, users, mount.Recursive); err != nil {
 			return nil, fmt.Errorf("mount %s on %s: %w", describe(mount), mount.Target, err)
 		}
-		if attrs := mountAttrs(mount); attrs != 0 {
-			if err := setAttr(src.tree, mount.Recursive, attrs, 0); err != nil {
+		if mountAttrs(mount) != 0 {
+			if err := restrictTree(src.tree, mount); err != nil {
 				return nil, fmt.Errorf("mount %s on %s: %w", describe(mount), mount.Target, err)
 			}
 		}

@@ -159,10 +159,12 @@ type Mount struct {
 	// SubPath is resolved below Source without following a symlink out of it.
 	SubPath string `json:"subPath,omitempty"`
 	// File says that Target is a file, made empty if it is missing.
-	File      bool   `json:"file,omitempty"`
-	Readonly  bool   `json:"readonly,omitempty"`
-	Recursive bool   `json:"recursive,omitempty"` // rbind; recursive read-only with Readonly
-	Options   string `json:"options,omitempty"`   // file-system data, e.g. size=, mode=
+	File      bool `json:"file,omitempty"`
+	Readonly  bool `json:"readonly,omitempty"`
+	Recursive bool `json:"recursive,omitempty"` // rbind
+	// WritableBelow says that Readonly is for the mount alone, not for those below it.
+	WritableBelow bool   `json:"writableBelow,omitempty"`
+	Options       string `json:"options,omitempty"` // file-system data, e.g. size=, mode=
 	// Propagation is private (""), rslave (HostToContainer) or rshared (Bidirectional).
 	Propagation string `json:"propagation,omitempty"`
 	NoExec      bool   `json:"noExec,omitempty"`

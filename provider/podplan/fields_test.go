@@ -51,7 +51,7 @@ var provenBy = []struct {
 	}},
 	{corev1.VolumeMount{}, map[string]string{
 		"name": "TestFieldsReachTheLauncher", "readOnly": "TestFieldsReachTheLauncher", "mountPath": "TestFieldsReachTheLauncher",
-		"recursiveReadOnly": "TestMachineMounts", // every read-only mount is
+		"recursiveReadOnly": "TestReadOnlyMounts",
 		"subPath":           "TestSubPathsStayInTheirVolume", "subPathExpr": "TestBadSubPathHealsWhenItsAnnotationChanges",
 		"mountPropagation": "TestFieldsReachTheLauncher",
 	}},
@@ -155,6 +155,20 @@ func TestFieldsReachTheLauncher(t *testing.T) {
 	propagation := func(mode corev1.MountPropagationMode) func(*corev1.Container) {
 		return func(c *corev1.Container) { c.VolumeMounts[0].MountPropagation = &mode }
 	}
+	below := func(mode corev1.RecursiveReadOnlyMode) func(*corev1.Container) {
+		return func(c *corev1.Container) {
+			c.VolumeMounts[0].ReadOnly, c.VolumeMounts[0].RecursiveReadOnly = true, &mode
+		}
+	}
+	readOnly := func(m launchspec.Mount) string {
+		switch {
+		case !m.Readonly:
+			return "no"
+		case m.WritableBelow:
+			return "top"
+		}
+		return "all"
+	}
 	at := func(spec launchspec.Spec, target string) launchspec.Mount {
 		for _, m := range spec.Mounts {
 			if m.Target == target {
@@ -192,6 +206,18 @@ func TestFieldsReachTheLauncher(t *testing.T) {
 		},
 		"volumeMounts.readOnly": {
 			func(c *corev1.Container) { c.VolumeMounts[0].ReadOnly = true }, func(s launchspec.Spec) any { return at(s, "/data").Readonly }, false, true,
+		},
+		"volumeMounts.readOnly, not what is mounted below": {
+			func(c *corev1.Container) { c.VolumeMounts[0].ReadOnly = true }, func(s launchspec.Spec) any { return at(s, "/data").WritableBelow }, false, true,
+		},
+		"volumeMounts.recursiveReadOnly": {
+			below(corev1.RecursiveReadOnlyEnabled), func(s launchspec.Spec) any { return readOnly(at(s, "/data")) }, "no", "all",
+		},
+		"volumeMounts.recursiveReadOnly, if possible": {
+			below(corev1.RecursiveReadOnlyIfPossible), func(s launchspec.Spec) any { return readOnly(at(s, "/data")) }, "no", "all",
+		},
+		"volumeMounts.recursiveReadOnly, disabled": {
+			below(corev1.RecursiveReadOnlyDisabled), func(s launchspec.Spec) any { return readOnly(at(s, "/data")) }, "no", "top",
 		},
 		"volumeMounts.mountPropagation, in": {
 			propagation(corev1.MountPropagationHostToContainer), func(s launchspec.Spec) any { return at(s, "/data").Propagation },

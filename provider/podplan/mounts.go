@@ -102,8 +102,14 @@ func volumeMount(c Container, vm corev1.VolumeMount, in PodInputs, cin Container
 		Kind: launchspec.MountBind, Source: volume.Path, Target: target, SubPath: subPath,
 		File: volume.File && subPath == "", Readonly: vm.ReadOnly || volume.Readonly, Recursive: true,
 		NoExec: volume.NoExec, NoSuid: volume.NoSuid, NoDev: volume.NoDev,
-		Propagation: propagation(vm.MountPropagation),
+		Propagation: propagation(vm.MountPropagation), WritableBelow: vm.ReadOnly && !volume.Readonly && !ReadOnlyBelow(vm),
 	}, nil
+}
+
+// ReadOnlyBelow says whether what is mounted in the volume is read-only with it (KEP-3857). Every node
+// that runs vk-metal can do that: IfPossible is Enabled.
+func ReadOnlyBelow(vm corev1.VolumeMount) bool {
+	return vm.ReadOnly && vm.RecursiveReadOnly != nil && *vm.RecursiveReadOnly != corev1.RecursiveReadOnlyDisabled
 }
 
 func subPathOf(vm corev1.VolumeMount, env []EnvVar) (string, error) {

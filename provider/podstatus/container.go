@@ -201,7 +201,10 @@ func volumeMounts(c podplan.Container) []corev1.VolumeMountStatus {
 	for _, vm := range c.VolumeMounts {
 		status := corev1.VolumeMountStatus{Name: vm.Name, MountPath: vm.MountPath, ReadOnly: vm.ReadOnly}
 		if vm.ReadOnly {
-			mode := corev1.RecursiveReadOnlyEnabled
+			mode := corev1.RecursiveReadOnlyDisabled
+			if podplan.ReadOnlyBelow(vm) {
+				mode = corev1.RecursiveReadOnlyEnabled
+			}
 			status.RecursiveReadOnly = &mode
 		}
 		out = append(out, status)
