@@ -9,8 +9,7 @@ import (
 
 // apply takes the kernel from have to the plan: removals first, then what is new. A
 // route that cannot be set is its peer's error; the rest goes on.
-func (r *Router) apply(p plan, have map[netip.Prefix]route, extra []route) error {
-	d := diff(p.routes, have, extra)
+func (r *Router) apply(p *plan, d difference, have map[netip.Prefix]route) error {
 	if len(d.remove)+len(d.add)+len(d.replace) > 0 {
 		r.log.Info("changing routes to other nodes", "add", len(d.add), "replace", len(d.replace), "remove", len(d.remove))
 	}
@@ -57,26 +56,35 @@ type difference struct{ remove, add, replace []route }
 // diff compares wanted and existing routes.
 func diff(want, have map[netip.Prefix]route, extra []route) difference {
 	d := difference{remove: extra}
-	for dst, h := range have {
-		w, ok := want[dst]
-		if !ok || w.unreachable != h.unreachable {
-			d.remove = append(d.remove, h)
+	for dst := range have {
+		if _, both := want[dst]; !both {
+			d.compare(dst, want, have)
 		}
 	}
-	for dst, w := range want {
-		h, ok := have[dst]
-		switch {
-		case !ok || w.unreachable != h.unreachable:
-			d.add = append(d.add, w)
-		case !w.same(h):
-			d.replace = append(d.replace, w)
-		}
+	for dst := range want {
+		d.compare(dst, want, have)
 	}
 	return d
 }
 
+// compare adds what has to be done for one destination.
+func (d *difference) compare(dst netip.Prefix, want, have map[netip.Prefix]route) {
+	w, wanted := want[dst]
+	h, there := have[dst]
+	replaced := wanted && there && w.unreachable == h.unreachable
+	if there && !replaced {
+		d.remove = append(d.remove, h)
+	}
+	switch {
+	case wanted && !replaced:
+		d.add = append(d.add, w)
+	case wanted && !w.same(h):
+		d.replace = append(d.replace, w)
+	}
+}
+
 // report stores each peer's status and logs what changed.
-func (r *Router) report(peers []Peer, p plan) {
+func (r *Router) report(p *plan) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	links := map[int]bool{}
@@ -84,18 +92,40 @@ func (r *Router) report(peers []Peer, p plan) {
 		links[h.link] = true
 	}
 	r.links = links
-	status := make(map[string]PeerStatus, len(peers))
-	for _, peer := range peers {
-		s := PeerStatus{Name: peer.Name, Err: errors.Join(p.errs[peer.Name]...)}
-		for _, cidr := range peer.PodCIDRs {
-			if _, ok := r.have[cidr]; ok && p.owner[cidr] == peer.Name {
-				s.Routes = append(s.Routes, cidr)
-			}
-		}
-		if old := r.status[peer.Name]; s.Err != nil && fmt.Sprint(s.Err) != fmt.Sprint(old.Err) {
-			r.log.Warn("no route to the pods of a node", "node", peer.Name, "error", s.Err)
-		}
-		status[peer.Name] = s
+	before := r.status
+	r.status = make(map[string]PeerStatus, len(p.in.peers))
+	for _, peer := range p.in.peers {
+		r.reportPeer(peer, p, before[peer.Name])
 	}
-	r.status = status
+}
+
+// reportSome does it for the peers that changed.
+func (r *Router) reportSome(t touched, p *plan) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for dst := range t.dsts {
+		if h, ok := r.have[dst]; ok {
+			r.links[h.link] = true // one that is not used any more is harmless
+		}
+	}
+	for name, peer := range t.peers {
+		before := r.status[name]
+		if delete(r.status, name); peer != nil {
+			r.reportPeer(*peer, p, before)
+		}
+	}
+}
+
+// reportPeer stores one status. The lock is held.
+func (r *Router) reportPeer(peer Peer, p *plan, before PeerStatus) {
+	s := PeerStatus{Name: peer.Name, Err: errors.Join(p.errs[peer.Name]...)}
+	for _, cidr := range peer.PodCIDRs {
+		if _, ok := r.have[cidr]; ok && p.owner[cidr] == peer.Name {
+			s.Routes = append(s.Routes, cidr)
+		}
+	}
+	if s.Err != nil && fmt.Sprint(s.Err) != fmt.Sprint(before.Err) {
+		r.log.Warn("no route to the pods of a node", "node", peer.Name, "error", s.Err)
+	}
+	r.status[peer.Name] = s
 }

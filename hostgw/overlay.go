@@ -270,7 +270,7 @@ func (k kernel) syncNeighbours(link int, want map[netip.Addr]net.HardwareAddr) e
 }
 
 // overlayMTU is what fits into the smallest of the links that carry the overlay.
-func (k kernel) overlayMTU(p plan) (int, error) {
+func (k kernel) overlayMTU(p *plan) (int, error) {
 	mtu := 0
 	for link, over := range p.underlay {
 		l, err := k.h.LinkByIndex(link)

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -108,11 +109,11 @@ func BenchmarkRoutes(b *testing.B) {
 		})
 		b.Run(fmt.Sprintf("one of %d changes", n), func(b *testing.B) {
 			_, h, done := benchRouter(b, peers)
-			done(peers, n)
+			done(slices.Clone(peers), n)
 			b.ResetTimer()
 			for i := 0; b.Loop(); i++ {
 				peers[n/2].Addrs = []netip.Addr{netip.AddrFrom4([4]byte{10, 0, 200, byte(1 + i%200)})}
-				done(append([]Peer(nil), peers...), n)
+				done(slices.Clone(peers), n)
 			}
 			_ = h
 		})

@@ -66,44 +66,63 @@ type plan struct {
 	// underlay are the links that encapsulated packets leave by, with the bytes that
 	// VXLAN takes there; empty when there is no encapsulated route.
 	underlay map[int]int
+
+	in    inputs       // peers sorted by name
+	taken *prefixSet   // podCIDRs that have a route, and what is the host's own
+	nodes []netip.Addr // of all peers, sorted
 }
 
 // makePlan decides; it has no effects but lookups.
-func makePlan(in inputs) plan {
-	p := plan{routes: map[netip.Prefix]route{}, owner: map[netip.Prefix]string{}, errs: map[string][]error{}, underlay: map[int]int{}}
+func makePlan(in inputs) *plan {
+	p := &plan{routes: map[netip.Prefix]route{}, owner: map[netip.Prefix]string{}, errs: map[string][]error{}, underlay: map[int]int{}}
 	for _, cidr := range in.self {
 		if err := checkCIDR(cidr); err == nil {
 			p.routes[cidr] = route{dst: cidr, unreachable: true}
 		}
 	}
-	taken := newPrefixSet(slices.Concat(in.self, in.subnets))
-	var nodes []netip.Addr
+	p.taken = newPrefixSet(slices.Concat(in.self, in.subnets))
+	in.peers = byName(in.peers)
+	p.in = in
 	for _, peer := range in.peers {
-		nodes = append(nodes, peer.Addrs...)
+		p.nodes = append(p.nodes, peer.Addrs...)
 	}
-	slices.SortFunc(nodes, netip.Addr.Compare)
-	peers := slices.Clone(in.peers)
-	slices.SortStableFunc(peers, func(a, b Peer) int { return strings.Compare(a.Name, b.Name) })
-	for _, peer := range peers {
+	slices.SortFunc(p.nodes, netip.Addr.Compare)
+	for _, peer := range in.peers {
 		for _, cidr := range peer.PodCIDRs {
-			err := p.allowed(cidr, taken, nodes)
-			var r route
-			if err == nil {
-				r, err = p.nextHop(peer, cidr, in)
-			}
-			if err != nil {
+			if err := p.take(peer, cidr); err != nil {
 				p.errs[peer.Name] = append(p.errs[peer.Name], err)
-				continue
 			}
-			p.routes[cidr], p.owner[cidr] = r, peer.Name
-			taken.add(cidr)
 		}
 	}
 	return p
 }
 
+func byName(peers []Peer) []Peer {
+	compare := func(a, b Peer) int { return strings.Compare(a.Name, b.Name) }
+	if slices.IsSortedFunc(peers, compare) {
+		return peers
+	}
+	peers = slices.Clone(peers)
+	slices.SortStableFunc(peers, compare)
+	return peers
+}
+
+// take plans the route to one podCIDR.
+func (p *plan) take(peer Peer, cidr netip.Prefix) error {
+	if err := p.allowed(cidr); err != nil {
+		return err
+	}
+	r, err := p.nextHop(peer, cidr)
+	if err != nil {
+		return err
+	}
+	p.routes[cidr], p.owner[cidr] = r, peer.Name
+	p.taken.add(cidr)
+	return nil
+}
+
 // dropEncapsulated leaves out the routes that the overlay would carry: it cannot.
-func (p plan) dropEncapsulated(why error) {
+func (p *plan) dropEncapsulated(why error) {
 	for dst, r := range p.routes {
 		if r.outer.IsValid() {
 			p.errs[p.owner[dst]] = append(p.errs[p.owner[dst]], fmt.Errorf("encapsulate for %s: %w", dst, why))
@@ -113,33 +132,33 @@ func (p plan) dropEncapsulated(why error) {
 }
 
 // allowed refuses a podCIDR that would break this host or another node.
-func (p plan) allowed(cidr netip.Prefix, taken *prefixSet, nodes []netip.Addr) error {
+func (p *plan) allowed(cidr netip.Prefix) error {
 	if err := checkCIDR(cidr); err != nil {
 		return err
 	}
-	if other, ok := taken.overlap(cidr); ok {
+	if other, ok := p.taken.overlap(cidr); ok {
 		whose := "a subnet or podCIDR of this host"
 		if o := p.owner[other]; o != "" {
 			whose = "a podCIDR of node " + o
 		}
 		return fmt.Errorf("%w: %s overlaps %s, %s", ErrRefused, cidr, other, whose)
 	}
-	if i, _ := slices.BinarySearchFunc(nodes, cidr.Addr(), netip.Addr.Compare); i < len(nodes) && cidr.Contains(nodes[i]) {
-		return fmt.Errorf("%w: %s holds the node address %s", ErrRefused, cidr, nodes[i])
+	if i, _ := slices.BinarySearchFunc(p.nodes, cidr.Addr(), netip.Addr.Compare); i < len(p.nodes) && cidr.Contains(p.nodes[i]) {
+		return fmt.Errorf("%w: %s holds the node address %s", ErrRefused, cidr, p.nodes[i])
 	}
 	return nil
 }
 
 // nextHop takes the first of the peer's addresses that can carry the podCIDR: of the
 // same IP version first, then by encapsulation also IPv6 over IPv4.
-func (p plan) nextHop(peer Peer, cidr netip.Prefix, in inputs) (route, error) {
+func (p *plan) nextHop(peer Peer, cidr netip.Prefix) (route, error) {
 	var first error
 	for _, same := range []bool{true, false} {
 		for _, a := range peer.Addrs {
 			if (a.Is4() == cidr.Addr().Is4()) != same {
 				continue
 			}
-			r, err := p.routeBy(a, cidr, in)
+			r, err := p.routeBy(a, cidr)
 			if err == nil {
 				return r, nil
 			}
@@ -155,20 +174,20 @@ func (p plan) nextHop(peer Peer, cidr netip.Prefix, in inputs) (route, error) {
 }
 
 // routeBy is the route by one node address.
-func (p plan) routeBy(a netip.Addr, cidr netip.Prefix, in inputs) (route, error) {
+func (p *plan) routeBy(a netip.Addr, cidr netip.Prefix) (route, error) {
 	gw, ok := innerGateway(cidr, a)
-	encap := in.encap == EncapAlways || in.encap == EncapCrossSubnet
+	encap := p.in.encap == EncapAlways || p.in.encap == EncapCrossSubnet
 	sameVersion := a.Is4() == cidr.Addr().Is4()
 	if !sameVersion && (!encap || !ok) {
 		return route{}, fmt.Errorf("node address %s is not of the IP version of %s", a, cidr)
 	}
-	h, err := in.lookup(a)
+	h, err := p.in.lookup(a)
 	switch {
 	case err != nil:
 		return route{}, fmt.Errorf("look up route to node address %s: %w", a, err)
 	case h.local:
 		return route{}, fmt.Errorf("%w: node address %s is this host's own", ErrRefused, a)
-	case h.onLink && sameVersion && in.encap != EncapAlways:
+	case h.onLink && sameVersion && p.in.encap != EncapAlways:
 		return route{dst: cidr, gw: a, link: h.link}, nil
 	case !encap:
 		return route{}, fmt.Errorf("%w: %s is reached through a router", ErrOtherSubnet, a)
@@ -215,6 +234,13 @@ func (s *prefixSet) search(p netip.Prefix) int {
 
 // add takes a prefix that overlaps none of the set.
 func (s *prefixSet) add(p netip.Prefix) { s.sorted = slices.Insert(s.sorted, s.search(p), p) }
+
+// drop takes a member away.
+func (s *prefixSet) drop(p netip.Prefix) {
+	if i := s.search(p); i < len(s.sorted) && s.sorted[i] == p {
+		s.sorted = slices.Delete(s.sorted, i, i+1)
+	}
+}
 
 // overlap finds a member that overlaps p: only its neighbours in the order can.
 func (s *prefixSet) overlap(p netip.Prefix) (netip.Prefix, bool) {

@@ -6,10 +6,10 @@ import (
 )
 
 // guard lets VXLAN in from the nodes only, while there is any.
-func (r *Router) guard(peers []Peer, p plan, check bool) error {
+func (r *Router) guard(p *plan, check bool) error {
 	var nodes []netip.Addr
 	if len(p.underlay) > 0 {
-		for _, peer := range peers {
+		for _, peer := range p.in.peers {
 			nodes = append(nodes, peer.Addrs...)
 		}
 	}
@@ -17,7 +17,7 @@ func (r *Router) guard(peers []Peer, p plan, check bool) error {
 }
 
 // prepareOverlay makes what the plan's encapsulated routes need, and completes them.
-func (r *Router) prepareOverlay(p plan) error {
+func (r *Router) prepareOverlay(p *plan) error {
 	if len(p.underlay) == 0 {
 		return nil
 	}

@@ -67,6 +67,7 @@ type Router struct {
 	door filter
 	log  *slog.Logger
 	wake chan struct{} // somebody told us
+	last *plan         // in the kernel if nothing has happened there; Run only
 
 	mu     sync.Mutex
 	told   bool // SetPeers was called
@@ -229,7 +230,7 @@ func (r *Router) sync() error {
 	}
 	r.mu.Unlock()
 
-	err := r.run(peers, self, e == eventAll)
+	err := r.run(peers, self, e)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err != nil && (r.synced == nil || r.synced.Error() != err.Error()) {
@@ -239,13 +240,39 @@ func (r *Router) sync() error {
 	return err
 }
 
-func (r *Router) run(peers []Peer, self []netip.Prefix, dump bool) error {
+func (r *Router) run(peers []Peer, self []netip.Prefix, e event) error {
 	subnets, err := r.k.subnets()
 	if err != nil {
 		return err
 	}
-	p := makePlan(inputs{peers: peers, self: self, subnets: subnets, encap: r.over.mode, lookup: r.lookup})
-	overlayErr := errors.Join(r.guard(peers, p, dump), r.prepareOverlay(p))
+	in := inputs{peers: peers, self: self, subnets: subnets, encap: r.over.mode, lookup: r.lookup}
+	before := r.last
+	if r.last = nil; before != nil && e == eventNone {
+		if t, ok := before.advance(in); ok {
+			r.last = before
+			return r.runSome(before, t)
+		}
+	}
+	p := makePlan(in)
+	if err = r.runAll(p, e == eventAll); err == nil {
+		r.last = p
+	}
+	return err
+}
+
+// runSome takes over what changed of a plan that was in place.
+func (r *Router) runSome(p *plan, t touched) error {
+	var d difference
+	for dst := range t.dsts {
+		d.compare(dst, p.routes, r.have)
+	}
+	err := r.apply(p, d, r.have)
+	r.reportSome(t, p)
+	return err
+}
+
+func (r *Router) runAll(p *plan, dump bool) (err error) {
+	overlayErr := errors.Join(r.guard(p, dump), r.prepareOverlay(p))
 	if overlayErr != nil {
 		p.dropEncapsulated(overlayErr)
 	}
@@ -256,8 +283,8 @@ func (r *Router) run(peers []Peer, self []netip.Prefix, dump bool) error {
 			return err
 		}
 	}
-	err = errors.Join(overlayErr, r.apply(p, have, extra))
-	r.report(peers, p)
+	err = errors.Join(overlayErr, r.apply(p, diff(p.routes, have, extra), have))
+	r.report(p)
 	if len(p.underlay) == 0 && err == nil {
 		err = r.k.removeOverlay()
 	}

@@ -111,7 +111,7 @@ func (r *rules) patchRanges() error {
 	}
 	for _, name := range []string{setLocal4, setLocal6, setNoMasq4, setNoMasq6} {
 		c.FlushSet(r.sets[name])
-		if err := nft.Portions(r.sets[name], r.wanted(name), c.SetAddElements); err != nil {
+		if err := nft.Portions(r.sets[name], slices.Values(r.wanted(name)), c.SetAddElements); err != nil {
 			return err
 		}
 	}

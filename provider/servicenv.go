@@ -18,21 +18,17 @@ func (w *worker) serviceEnv(pod *corev1.Pod) (map[string]string, error) {
 	if lister == nil {
 		return out, nil
 	}
-	services, err := lister.List(labels.Everything())
-	if err != nil {
-		return nil, fmt.Errorf("list services: %w", err)
-	}
-	links := pod.Spec.EnableServiceLinks == nil || *pod.Spec.EnableServiceLinks
 	chosen := map[string]*corev1.Service{}
-	for _, s := range services {
-		if s.Spec.ClusterIP == "" || s.Spec.ClusterIP == corev1.ClusterIPNone {
-			continue
+	if api, err := lister.Services(metav1NamespaceDefault).Get("kubernetes"); err == nil && hasAddress(api) {
+		chosen[api.Name] = api
+	}
+	if pod.Spec.EnableServiceLinks == nil || *pod.Spec.EnableServiceLinks {
+		services, err := lister.Services(pod.Namespace).List(labels.Everything())
+		if err != nil {
+			return nil, fmt.Errorf("list services: %w", err)
 		}
-		switch {
-		case s.Namespace == pod.Namespace && links:
-			chosen[s.Name] = s
-		case s.Namespace == metav1NamespaceDefault && s.Name == "kubernetes":
-			if chosen[s.Name] == nil {
+		for _, s := range services {
+			if hasAddress(s) {
 				chosen[s.Name] = s
 			}
 		}
@@ -44,6 +40,10 @@ func (w *worker) serviceEnv(pod *corev1.Pod) (map[string]string, error) {
 }
 
 const metav1NamespaceDefault = "default"
+
+func hasAddress(s *corev1.Service) bool {
+	return s.Spec.ClusterIP != "" && s.Spec.ClusterIP != corev1.ClusterIPNone
+}
 
 // addService makes NAME_SERVICE_HOST and _PORT and the variables of Docker's links.
 func addService(out map[string]string, s *corev1.Service) {

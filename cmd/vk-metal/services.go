@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"slices"
+	"sync"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/informers"
@@ -39,7 +40,7 @@ func (a *agent) runServiceProxy(ctx context.Context, ready func()) error {
 		return nil
 	}
 	defer a.proxy.Close()
-	return a.proxy.Run(ctx, func() {})
+	return a.proxy.Run(ctx, sync.OnceFunc(func() { go trimMemory() }))
 }
 
 // serviceFacts are what of our Node matters to Services.

@@ -157,6 +157,12 @@ func (e *ensuring) backOffKey() string {
 	return string(e.req.Pod.UID) + " " + e.ref.canonical()
 }
 
+// forgetFailures drops those that are long over, of pods that may have gone.
+func (m *Manager) forgetFailures() {
+	m.backoff.GC()
+	m.lastErr.keep(func(key string) bool { return m.backoff.Get(key) > 0 })
+}
+
 // askProviders adds the logins that plugins give, once, after the pod's own.
 func (e *ensuring) askProviders(ctx context.Context) {
 	if e.asked {
@@ -183,6 +189,7 @@ func (e *ensuring) pullFailed(ctx context.Context, key string, err error) (Image
 	if ctx.Err() != nil {
 		return Image{}, &Error{Reason: reasonPullFailed, Image: e.req.Ref, Err: err}
 	}
+	e.m.forgetFailures()
 	e.m.backoff.Next(key, time.Now())
 	e.m.lastErr.set(key, fmt.Sprintf("%s: %v", reasonPullFailed, err))
 	e.event(corev1.EventTypeWarning, eventFailed, fmt.Sprintf("Failed to pull image %q: %v", e.req.Ref, err))

@@ -64,7 +64,7 @@ func (f *flights) leave(key string, fl *flight) {
 	}
 }
 
-// messages remembers the last failure per reference, for the text of a back-off.
+// messages remembers the last failure per pod and reference, for the text of a back-off.
 type messages struct {
 	m sync.Map
 }
@@ -77,4 +77,14 @@ func (s *messages) get(key string) string {
 	v, _ := s.m.Load(key)
 	text, _ := v.(string)
 	return text
+}
+
+// keep drops the others.
+func (s *messages) keep(wanted func(key string) bool) {
+	s.m.Range(func(key, _ any) bool {
+		if !wanted(key.(string)) {
+			s.m.Delete(key)
+		}
+		return true
+	})
 }

@@ -3,6 +3,7 @@ package images
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"os"
 	"slices"
 	"strings"
@@ -150,6 +151,21 @@ func TestBackOffIsThePods(t *testing.T) {
 	wantReason(t, err, "ImagePullBackOff")
 	if _, err := m.Ensure(t.Context(), asks(ref, podOf("", "owner"), pullSecret(reg.host, "ann", "s3cret"))); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestFailuresOfPodsAreForgotten: pods come and go, what is kept of them is bounded.
+func TestFailuresOfPodsAreForgotten(t *testing.T) {
+	reg := newRegistry(t, basicAuth("ann", "s3cret"))
+	m := testManager(t, func(o *Options) { o.BackOff, o.MaxBackOff = 1, 1 })
+	for i := range 20 {
+		_, err := m.Ensure(t.Context(), asks(reg.host+"/private/app:v1", podOf("", fmt.Sprint(i))))
+		wantReason(t, err, "ErrImagePull")
+	}
+	kept := 0
+	m.lastErr.m.Range(func(_, _ any) bool { kept++; return true })
+	if kept > 1 {
+		t.Errorf("failures of %d pods are kept", kept)
 	}
 }
 

@@ -18,7 +18,8 @@ import (
 const eventBuffer = 4 << 20
 
 // Watch is a subscription to multicast groups of one netlink protocol. It exists from
-// the call on, so nothing that happens between Subscribe and Run is lost.
+// the call on, so nothing that happens between Subscribe and Run is lost. What this process
+// itself does to nftables need not be delivered; see Silence.
 type Watch struct{ s *nl.NetlinkSocket }
 
 // Subscribe joins the groups in the namespace.
@@ -30,17 +31,24 @@ func (n *NS) Subscribe(protocol int, groups ...uint) (*Watch, error) {
 	// Without CAP_NET_ADMIN over the host the buffer stays at its default size; lost
 	// events are reported by the kernel and handled, so this is not an error.
 	_ = s.SetReceiveBufferSize(eventBuffer, true)
-	return &Watch{s: s}, nil
+	w := &Watch{s: s}
+	if protocol == unix.NETLINK_NETFILTER {
+		listen(n.FD(), w)
+	}
+	return w, nil
 }
 
 // Close ends the subscription and any Run.
-func (w *Watch) Close() { w.s.Close() }
+func (w *Watch) Close() {
+	unlisten(w)
+	w.s.Close()
+}
 
 // Run calls fn for each message until ctx ends; a nil message says that events were
 // lost and everything may have changed. fn must not block. It returns nil when ctx
 // ended, else the error of the socket.
 func (w *Watch) Run(ctx context.Context, fn func(msg *syscall.NetlinkMessage)) error {
-	stop := context.AfterFunc(ctx, w.s.Close)
+	stop := context.AfterFunc(ctx, w.Close)
 	defer stop()
 	for {
 		msgs, from, err := w.s.Receive()

@@ -6,11 +6,14 @@ package nft
 
 import (
 	"fmt"
+	"iter"
 	"slices"
 	"sync/atomic"
 
 	"github.com/google/nftables"
 	mdnetlink "github.com/mdlayher/netlink"
+
+	"github.com/vk-metal/vk-metal/internal/linuxns"
 )
 
 const (
@@ -53,12 +56,14 @@ func (c *Conn) Open() (*nftables.Conn, error) {
 		return nil, fmt.Errorf("open nftables socket: %w", err)
 	}
 	c.conn = conn
+	linuxns.Silence(c.nsFD, c.portID)
 	return conn, nil
 }
 
 // Drop closes the connection with all that is pending; Open makes another.
 func (c *Conn) Drop() {
 	if c.conn != nil {
+		linuxns.Unsilence(c.nsFD, c.portID)
 		_ = c.conn.CloseLasting()
 		c.conn = nil
 	}
@@ -122,15 +127,28 @@ func AddSet(conn *nftables.Conn, s *nftables.Set, elements ...nftables.SetElemen
 	if err := conn.AddSet(s, nil); err != nil {
 		return fmt.Errorf("build set %s: %w", s.Name, err)
 	}
-	return Portions(s, elements, conn.SetAddElements)
+	return Portions(s, slices.Values(elements), conn.SetAddElements)
 }
 
-// Portions adds elements to a set, or takes them away, as apply does.
-func Portions(s *nftables.Set, elements []nftables.SetElement, apply func(*nftables.Set, []nftables.SetElement) error) error {
-	for part := range slices.Chunk(elements, portion) {
+// Portions adds elements to a set, or takes them away, as apply does, which may not keep them.
+func Portions(s *nftables.Set, elements iter.Seq[nftables.SetElement], apply func(*nftables.Set, []nftables.SetElement) error) error {
+	part := make([]nftables.SetElement, 0, portion)
+	flush := func() error {
+		if len(part) == 0 {
+			return nil
+		}
 		if err := apply(s, part); err != nil {
 			return fmt.Errorf("build elements of set %s: %w", s.Name, err)
 		}
+		part = part[:0]
+		return nil
 	}
-	return nil
+	for e := range elements {
+		if part = append(part, e); len(part) == portion {
+			if err := flush(); err != nil {
+				return err
+			}
+		}
+	}
+	return flush()
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"reflect"
 	"slices"
@@ -72,14 +73,16 @@ type Watcher struct {
 	o     WatchOptions
 	ready chan struct{}
 
-	mu       sync.Mutex
-	reported []Peer
-	told     bool
-	broken   error
+	mu     sync.Mutex
+	peers  map[string]Peer // that are known, by name
+	all    bool            // these are all
+	broken error
 }
 
 // NewWatcher makes a Watcher; it watches in Run.
-func NewWatcher(o WatchOptions) *Watcher { return &Watcher{o: o, ready: make(chan struct{})} }
+func NewWatcher(o WatchOptions) *Watcher {
+	return &Watcher{o: o, ready: make(chan struct{}), peers: map[string]Peer{}}
+}
 
 // String implements task.Task.
 func (w *Watcher) String() string { return "node-watcher" }
@@ -90,7 +93,7 @@ func (w *Watcher) Ready() <-chan struct{} { return w.ready }
 // Run implements task.Task.
 func (w *Watcher) Run(ctx context.Context) error {
 	close(w.ready)
-	self, err := w.informer("metadata.name="+w.o.Name, nil, cache.ResourceEventHandlerFuncs{
+	self, _, err := w.informer("metadata.name="+w.o.Name, nil, cache.ResourceEventHandlerFuncs{
 		AddFunc:    func(obj any) { w.self(nil, obj) },
 		UpdateFunc: w.self,
 		DeleteFunc: func(any) { w.call(func() { w.o.Self(nil) }) },
@@ -98,12 +101,10 @@ func (w *Watcher) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var peers cache.SharedIndexInformer
-	changed := func() { w.peersChanged(peers.GetStore()) }
-	peers, err = w.informer("", w.peersFailed, cache.ResourceEventHandlerFuncs{
-		AddFunc:    func(any) { changed() },
-		UpdateFunc: func(any, any) { changed() },
-		DeleteFunc: func(any) { changed() },
+	peers, synced, err := w.informer("", w.peersFailed, cache.ResourceEventHandlerFuncs{
+		AddFunc:    w.peerSeen,
+		UpdateFunc: func(_, obj any) { w.peerSeen(obj) },
+		DeleteFunc: w.peerGone,
 	})
 	if err != nil {
 		return err
@@ -112,15 +113,16 @@ func (w *Watcher) Run(ctx context.Context) error {
 	running.Go(func() { self.RunWithContext(ctx) })
 	running.Go(func() { peers.RunWithContext(ctx) })
 	running.Go(func() {
-		if cache.WaitForCacheSync(ctx.Done(), peers.HasSynced) {
-			changed()
+		if cache.WaitForCacheSync(ctx.Done(), synced) {
+			w.listed()
 		}
 	})
 	running.Wait()
 	return nil
 }
 
-func (w *Watcher) informer(selector string, failed func(error), handler cache.ResourceEventHandler) (cache.SharedIndexInformer, error) {
+// informer also returns when the handler has got all that was listed first.
+func (w *Watcher) informer(selector string, failed func(error), handler cache.ResourceEventHandler) (cache.SharedIndexInformer, cache.InformerSynced, error) {
 	factory := informers.NewSharedInformerFactoryWithOptions(w.o.Client, 0,
 		informers.WithTransform(trim),
 		informers.WithTweakListOptions(func(o *metav1.ListOptions) {
@@ -137,11 +139,14 @@ func (w *Watcher) informer(selector string, failed func(error), handler cache.Re
 			}
 		})
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 	}
-	_, err := informer.AddEventHandler(handler)
-	return informer, err
+	registration, err := informer.AddEventHandler(handler)
+	if err != nil {
+		return nil, nil, err
+	}
+	return informer, registration.HasSynced, nil
 }
 
 // trim drops what nobody here looks at: a large cluster's Nodes are big.
@@ -188,20 +193,58 @@ func (w *Watcher) self(before, after any) {
 	w.call(func() { w.o.Self(now) })
 }
 
-// peersChanged tells the peers if they differ from those told before.
-func (w *Watcher) peersChanged(store cache.Store) {
+// peerSeen takes a Node as it is now. Most of what happens to Nodes changes no Peer.
+func (w *Watcher) peerSeen(obj any) {
+	node, ok := obj.(*corev1.Node)
+	if !ok || node.Name == w.o.Name {
+		return
+	}
+	peer, err := toPeer(node)
+	if err != nil {
+		w.o.Log.Warn("cannot use another Node", "node", node.Name, "err", err)
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	before, was := w.peers[node.Name]
+	if delete(w.peers, node.Name); err == nil {
+		w.peers[node.Name] = peer
+	}
+	w.tell(was != (err == nil) || was && !reflect.DeepEqual(before, peer))
+}
+
+func (w *Watcher) peerGone(obj any) {
+	name, err := cache.DeletionHandlingMetaNamespaceKeyFunc(obj)
+	if err != nil {
+		return // not an object of the API
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_, was := w.peers[name]
+	delete(w.peers, name)
+	w.tell(was)
+}
+
+// listed says that all Nodes have been seen. Nobody is told of peers before: routes to those
+// that are missing would be taken away.
+func (w *Watcher) listed() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.all = true
+	w.tell(true)
+}
+
+// tell tells the peers if they have changed, and that they can be seen. The lock is held.
+func (w *Watcher) tell(changed bool) {
+	if !w.all {
+		return
+	}
 	if w.broken != nil {
 		w.broken = nil
 		w.o.PeersError(nil)
 	}
-	peers := w.peers(store.List())
-	if w.told && reflect.DeepEqual(peers, w.reported) {
-		return
+	if changed {
+		w.o.Peers(slices.SortedFunc(maps.Values(w.peers), func(a, b Peer) int { return strings.Compare(a.Name, b.Name) }))
 	}
-	w.told, w.reported = true, peers
-	w.o.Peers(slices.Clone(peers))
 }
 
 func (w *Watcher) peersFailed(err error) {
@@ -212,24 +255,6 @@ func (w *Watcher) peersFailed(err error) {
 	}
 	w.broken = ErrPeersForbidden
 	w.o.PeersError(ErrPeersForbidden)
-}
-
-func (w *Watcher) peers(objects []any) []Peer {
-	var peers []Peer
-	for _, obj := range objects {
-		node, ok := obj.(*corev1.Node)
-		if !ok || node.Name == w.o.Name {
-			continue
-		}
-		peer, err := toPeer(node)
-		if err != nil {
-			w.o.Log.Warn("cannot use another Node", "node", node.Name, "err", err)
-			continue
-		}
-		peers = append(peers, peer)
-	}
-	slices.SortFunc(peers, func(a, b Peer) int { return strings.Compare(a.Name, b.Name) })
-	return peers
 }
 
 func toPeer(node *corev1.Node) (Peer, error) {

@@ -66,7 +66,7 @@ func (b *batch) commit() error {
 
 func (b *batch) elements(s *nftables.Set, list []nftables.SetElement, apply func(*nftables.Set, []nftables.SetElement) error) {
 	if b.err == nil {
-		b.err = nft.Portions(s, list, apply)
+		b.err = nft.Portions(s, slices.Values(list), apply)
 	}
 }
 

@@ -129,7 +129,7 @@ func preferred(list []endpoint, node, zone string) []endpoint {
 		of   func(*endpoint) []string
 	}{{node, func(e *endpoint) []string { return e.nodes }}, {zone, func(e *endpoint) []string { return e.zones }}}
 	for _, c := range choices {
-		if slices.ContainsFunc(ready, func(e endpoint) bool { return len(c.of(&e)) == 0 }) {
+		if !all(ready, func(e *endpoint) bool { return len(c.of(e)) > 0 }) {
 			continue
 		}
 		if mine := filter(ready, func(e *endpoint) bool { return slices.Contains(c.of(e), c.want) }); len(mine) > 0 {
@@ -141,7 +141,7 @@ func preferred(list []endpoint, node, zone string) []endpoint {
 
 // filter is the list itself where all of it is kept, as of most Services.
 func filter(list []endpoint, keep func(*endpoint) bool) []endpoint {
-	if !slices.ContainsFunc(list, func(e endpoint) bool { return !keep(&e) }) {
+	if all(list, keep) {
 		return list
 	}
 	var out []endpoint
@@ -151,6 +151,16 @@ func filter(list []endpoint, keep func(*endpoint) bool) []endpoint {
 		}
 	}
 	return out
+}
+
+// all says whether each is so. (The functions of slices would copy every endpoint to the heap.)
+func all(list []endpoint, is func(*endpoint) bool) bool {
+	for i := range list {
+		if !is(&list[i]) {
+			return false
+		}
+	}
+	return true
 }
 
 // maxSlots bounds the endpoints of a port; slots of local endpoints start there.

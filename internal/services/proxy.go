@@ -15,7 +15,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	"k8s.io/apimachinery/pkg/api/meta"
 	coreinformers "k8s.io/client-go/informers/core/v1"
 	discoveryinformers "k8s.io/client-go/informers/discovery/v1"
 	"k8s.io/client-go/tools/cache"
@@ -95,9 +94,10 @@ func New(o Options) (*Proxy, error) {
 func (p *Proxy) register(o Options) error {
 	services, slices := o.Services.Informer(), o.Slices.Informer()
 	p.slices = slices.GetIndexer()
+	small := newStripper(o.Node.Name)
 	err := errors.Join(
 		slices.AddIndexers(cache.Indexers{byService: func(obj any) ([]string, error) { return []string{serviceOf(obj)}, nil }, byNear: nearIndex(o.Node.Name)}),
-		services.SetTransform(strip), slices.SetTransform(strip),
+		services.SetTransform(small.strip), slices.SetTransform(small.strip),
 		services.SetWatchErrorHandlerWithContext(p.watchFailed), slices.SetWatchErrorHandlerWithContext(p.watchFailed),
 	)
 	for informer, key := range map[cache.SharedIndexInformer]func(any) string{services: objectKey, slices: serviceOf} {
@@ -113,14 +113,6 @@ func (p *Proxy) register(o Options) error {
 		return fmt.Errorf("watch services: %w", err)
 	}
 	return nil
-}
-
-// strip drops what nobody reads from the cache.
-func strip(obj any) (any, error) {
-	if m, err := meta.Accessor(obj); err == nil {
-		m.SetManagedFields(nil)
-	}
-	return obj, nil
 }
 
 func objectKey(obj any) string {

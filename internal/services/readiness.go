@@ -61,12 +61,13 @@ func (p *Proxy) readiness(a netip.Addr) bool {
 
 // withdraw takes readiness from the endpoints of this node that are known not to have it.
 func withdraw(list []endpoint, unready func(netip.Addr) bool) []endpoint {
-	if unready == nil {
+	stays := func(e *endpoint) bool { return !e.near || !unready(e.addr.Addr()) }
+	if unready == nil || all(list, stays) {
 		return list
 	}
 	list = slices.Clone(list)
 	for i := range list {
-		if e := &list[i]; e.near && unready(e.addr.Addr()) {
+		if e := &list[i]; !stays(e) {
 			e.ready, e.serving = false, false
 		}
 	}

@@ -152,10 +152,26 @@ func (s *state) renderClaim(key claimKey, e elements) {
 // all is the whole content.
 func (s *state) all() (elements, map[string]*group) {
 	e := elements{}
+	for ipv6, n := range s.countEndpoints() {
+		e[setName{ipv6, mapSlots}] = make(map[string]string, n)
+	}
 	for key := range s.claims {
 		s.renderClaim(key, e)
 	}
 	return e, s.groups
+}
+
+// countEndpoints is how many slots there will be about, by IP version; none is not told.
+func (s *state) countEndpoints() map[bool]int {
+	out := map[bool]int{}
+	for _, ports := range s.ports {
+		for i := range ports {
+			if n := len(ports[i].Cluster) + len(ports[i].Here); n > 0 {
+				out[ports[i].IPv6()] += n
+			}
+		}
+	}
+	return out
 }
 
 // merge makes d the change of d and then next.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"iter"
 	"maps"
 	"slices"
 	"sync"
@@ -230,21 +231,23 @@ func (b *batch) elements(e elements, apply func(*nftables.Set, []nftables.SetEle
 }
 
 // setElements is the kernel's form of a set's content.
-func setElements(s *nftables.Set, kv map[string]string) []nftables.SetElement {
-	out := make([]nftables.SetElement, 0, len(kv))
-	for k, v := range kv {
-		e := nftables.SetElement{Key: []byte(k)}
-		switch {
-		case s.Interval:
-			e.Key, e.KeyEnd = []byte(k[:len(k)/2]), []byte(k[len(k)/2:])
-		case s.IsMap && s.DataType.Name == nftables.TypeVerdict.Name:
-			e.VerdictData = &expr.Verdict{Kind: expr.VerdictGoto, Chain: v}
-		case s.IsMap:
-			e.Val = []byte(v)
+func setElements(s *nftables.Set, kv map[string]string) iter.Seq[nftables.SetElement] {
+	return func(yield func(nftables.SetElement) bool) {
+		for k, v := range kv {
+			e := nftables.SetElement{Key: []byte(k)}
+			switch {
+			case s.Interval:
+				e.Key, e.KeyEnd = []byte(k[:len(k)/2]), []byte(k[len(k)/2:])
+			case s.IsMap && s.DataType.Name == nftables.TypeVerdict.Name:
+				e.VerdictData = &expr.Verdict{Kind: expr.VerdictGoto, Chain: v}
+			case s.IsMap:
+				e.Val = []byte(v)
+			}
+			if !yield(e) {
+				return
+			}
 		}
-		out = append(out, e)
 	}
-	return out
 }
 
 // remember notes the handles that the kernel gave our fixed rules: a rule that somebody

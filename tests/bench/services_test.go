@@ -36,14 +36,17 @@ const (
 	writers = 16
 	// changes of one endpoint that are timed, and connections for the latency.
 	changes, connections = 5, 500
-	// programTime bounds how long a proxy may take for all Services.
-	programTime = 10 * time.Minute
+	// changeTime bounds how long a proxy may take for one change.
+	changeTime = 2 * time.Minute
+	// progressTime is how often a proxy that takes long is looked at.
+	progressTime = 30 * time.Second
 )
 
 // TestServices prints what Services cost, ten endpoints each, by vk-metal on one node and by
 // kube-proxy in nftables mode on another, at the same time: to load all, to change one
 // endpoint, of memory, and of each connection. VK_METAL_BENCH_SERVICES has the numbers of
-// Services.
+// Services, VK_METAL_BENCH_BOUND how long a proxy may take for all of them (Go's notation): one
+// that is not ready then is left out.
 func TestServices(t *testing.T) {
 	if os.Getenv("VK_METAL_BENCH") == "" {
 		t.Skip("boots a cluster to measure it: set VK_METAL_BENCH=1 (make bench)")
@@ -62,6 +65,12 @@ func TestServices(t *testing.T) {
 	sizes := "10 1000 10000"
 	if given := os.Getenv("VK_METAL_BENCH_SERVICES"); given != "" {
 		sizes = given
+	}
+	if given := os.Getenv("VK_METAL_BENCH_BOUND"); given != "" {
+		var err error
+		if s.bound, err = time.ParseDuration(given); err != nil {
+			t.Fatalf("VK_METAL_BENCH_BOUND: %v", err)
+		}
 	}
 	for size := range strings.FieldsSeq(sizes) {
 		n, err := strconv.Atoi(size)
@@ -97,7 +106,8 @@ type services struct {
 	canary  *corev1.Service
 	slice   *discoveryv1.EndpointSlice
 	servers [2]*net.TCPAddr
-	now     int // which of the servers
+	now     int           // which of the servers
+	bound   time.Duration // for all Services
 }
 
 func newServices(b *bench) *services {
@@ -108,7 +118,7 @@ func newServices(b *bench) *services {
 	if err != nil {
 		b.Fatal(err)
 	}
-	s := &services{bench: b, client: client}
+	s := &services{bench: b, client: client, bound: 10 * time.Minute}
 	for i := range s.servers {
 		s.servers[i] = s.serve(byte('0' + i))
 	}
@@ -263,21 +273,42 @@ func (s *services) asks(p *proxyOn, address string) (answer string, took time.Du
 
 func (s *services) address() string { return net.JoinHostPort(s.canary.Spec.ClusterIP, "80") }
 
-// until waits until the node's proxy leads to the server that is the canary's endpoint now.
-func (s *services) until(p *proxyOn) {
+// until waits until the node's proxy leads to the server that is the canary's endpoint now;
+// false if it does not within the bound. On the way it says what the proxy has used.
+func (s *services) until(p *proxyOn, bound time.Duration) bool {
 	s.Helper()
 	var last error
-	for end := time.Now().Add(programTime); time.Now().Before(end); time.Sleep(200 * time.Microsecond) {
+	begin := time.Now()
+	for told := begin; time.Since(begin) < bound; time.Sleep(200 * time.Microsecond) {
 		answer, _, err := s.asks(p, s.address())
 		if s.ctx.Err() != nil {
 			s.Fatalf("%s does not serve the canary in the time that there is: %v", p.name, err)
 		}
 		if answer == strconv.Itoa(s.now) {
-			return
+			return true
 		}
 		last = err
+		if time.Since(told) > progressTime {
+			told = time.Now()
+			s.Logf("%s does not serve the canary after %.0f s, %.1f s of processor time, resident %s", p.name, time.Since(begin).Seconds(), s.processor(p).Seconds(), s.memory(p))
+		}
 	}
-	s.Fatalf("%s does not serve the canary: %v", p.name, last)
+	s.Logf("%s did not serve the canary within %s, %.1f s of processor time, resident %s: %v", p.name, bound, s.processor(p).Seconds(), s.memory(p), last)
+	return false
+}
+
+// processor is the processor time that the proxy's process and its children have had.
+func (s *services) processor(p *proxyOn) (used time.Duration) {
+	s.Helper()
+	out := s.run(p, "sh", "-c", "cat /proc/$(systemctl show --property=MainPID --value "+p.unit+")/stat")
+	_, after, _ := strings.Cut(out, ") ")
+	const first, last, tick = 11, 14, time.Second / 100 // utime, stime, cutime, cstime; USER_HZ
+	for i, field := range strings.Fields(after) {
+		if n, err := strconv.ParseInt(field, 10, 64); err == nil && i >= first && i <= last {
+			used += time.Duration(n) * tick
+		}
+	}
+	return used
 }
 
 // move makes the other server the canary's only endpoint.
@@ -300,15 +331,21 @@ func (s *services) measure(p *proxyOn, n int) {
 	s.forget(p)
 	begin := time.Now()
 	s.run(p, "systemctl", "start", p.unit)
-	s.until(p)
-	started := time.Since(begin)
+	if !s.until(p, s.bound) {
+		s.Logf("%s, %d Services: not within %s", p.name, n, s.bound)
+		s.run(p, "systemctl", "stop", p.unit)
+		return
+	}
+	started, used := time.Since(begin), s.processor(p)
 	full, _ := s.read(p, p.full)
 	var seen Times
 	sumBefore, before := s.total(p, p.change)
 	for range changes {
 		s.move()
 		begin := time.Now()
-		s.until(p)
+		if !s.until(p, changeTime) {
+			break
+		}
 		seen = append(seen, time.Since(begin))
 	}
 	sumAfter, after := s.total(p, p.change)
@@ -316,8 +353,8 @@ func (s *services) measure(p *proxyOn, n int) {
 	if after > before {
 		each = ms(time.Duration((sumAfter-sumBefore)/(after-before)*float64(time.Second))) + " ms"
 	}
-	s.Logf("%s, %d Services: start to first connection %.2f s, of it to program all %.3f s; one endpoint changes: programmed in %s, from the API's answer to the first connection %s; resident %s; connections %s",
-		p.name, n, started.Seconds(), full, each, seen, s.memory(p), s.latency(p))
+	s.Logf("%s, %d Services: start to first connection %.2f s (%.2f s of processor time), of it to program all %.3f s; one endpoint changes: programmed in %s, from the API's answer to the first connection %s; resident %s; connections %s",
+		p.name, n, started.Seconds(), used.Seconds(), full, each, seen, s.memory(p), s.latency(p))
 }
 
 // forget takes a stopped proxy's tables away, so that each begins with nothing. (kube-proxy
@@ -338,10 +375,12 @@ func (s *services) forget(p *proxyOn) {
 	}
 }
 
-// latency compares connections by the Service with connections to the endpoint itself.
+// latency compares connections by the Service with connections to the endpoint itself, and
+// counts those that did not come about.
 func (s *services) latency(p *proxyOn) string {
 	s.Helper()
 	var direct, service Times
+	failed := 0
 	err := within(p.netns, func() error {
 		for range connections {
 			for _, c := range []struct {
@@ -350,8 +389,12 @@ func (s *services) latency(p *proxyOn) string {
 			}{{s.servers[s.now].String(), &direct}, {s.address(), &service}} {
 				begin := time.Now()
 				conn, err := (&net.Dialer{Timeout: 5 * time.Second, FallbackDelay: -1}).DialContext(s.ctx, "tcp4", c.to)
-				if err != nil {
+				if s.ctx.Err() != nil {
 					return err
+				}
+				if err != nil {
+					failed++
+					continue
 				}
 				*c.times = append(*c.times, time.Since(begin))
 				_ = conn.Close()
@@ -362,7 +405,11 @@ func (s *services) latency(p *proxyOn) string {
 	if err != nil {
 		s.Fatal(err)
 	}
-	return fmt.Sprintf("p50 %d µs, %.2f of direct", service.At(0.5).Microseconds(), float64(service.At(0.5))/float64(direct.At(0.5)))
+	said := fmt.Sprintf("p50 %d µs, %.2f of direct", service.At(0.5).Microseconds(), float64(service.At(0.5))/float64(direct.At(0.5)))
+	if failed > 0 {
+		said += fmt.Sprintf(" (%d failed)", failed)
+	}
+	return said
 }
 
 // memory is what the proxy's process has resident, now and at most.
@@ -409,7 +456,7 @@ func (s *services) total(p *proxyOn, name string) (sum, count float64) {
 // works a moment before it is counted.
 func (s *services) read(p *proxyOn, name string) (mean, count float64) {
 	s.Helper()
-	for end := time.Now().Add(programTime); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(s.bound); time.Now().Before(end); time.Sleep(50 * time.Millisecond) {
 		if sum, count := s.total(p, name); count > 0 {
 			return sum / count, count
 		}
