@@ -75,14 +75,14 @@ func BenchmarkLoad(b *testing.B) {
 					w := newWorld(b)
 					t := newTable(w.Node, testnet.LinkGroup)
 					if again {
-						testnet.Must(b, t.replace(manyServices(n).all()))
+						testnet.Must(b, t.replace(manyServices(n).whole()))
 					}
 					services, slices := manyObjects(n)
 					runtime.GC()
 					b.StartTimer()
 					part("resolve", func() { st = resolveAll(services, slices) })
-					var content elements
-					part("render", func() { content, _ = st.all() })
+					var content listed
+					part("render", func() { content, _ = st.whole() })
 					part("kernel", func() { testnet.Must(b, t.replace(content, nil)) })
 					b.StopTimer()
 					t.close()
@@ -117,7 +117,7 @@ func BenchmarkChange(b *testing.B) {
 		w := newWorld(b)
 		t := newTable(w.Node, testnet.LinkGroup)
 		st := manyServices(n)
-		testnet.Must(b, t.replace(st.all()))
+		testnet.Must(b, t.replace(st.whole()))
 		change := func(count, first int) {
 			s, slices := manyService(n/2, count)
 			slices[0].Endpoints[0].Addresses[0] = fmt.Sprintf("10.200.0.%d", first)

@@ -26,7 +26,7 @@ func (w *world) load(ports ...Port) (*table, *state) {
 	}
 	tb := newTable(w.Node, testnet.LinkGroup)
 	w.t.Cleanup(tb.close)
-	testnet.Must(w.t, tb.replace(s.all()))
+	testnet.Must(w.t, tb.replace(s.whole()))
 	return tb, s
 }
 

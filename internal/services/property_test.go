@@ -91,6 +91,21 @@ func TestChangesAddUp(t *testing.T) {
 			fresh.load(service, int64(service[0]%2), ports)
 		}
 		want, wantGroups := fresh.all()
+		list, _ := fresh.whole()
+		for set, kv := range want {
+			if n := len(list.of(set)); n != len(kv) {
+				t.Fatalf("%v has %d elements, listed are %d", set, len(kv), n)
+			}
+		}
+		once := elements{}
+		for set := range list {
+			for _, e := range list.of(set) {
+				once.put(set, e.key, e.value)
+			}
+		}
+		if d, a := once.minus(want), want.minus(once); len(d) > 0 || len(a) > 0 {
+			t.Fatalf("listed too much %v, too little %v", d, a)
+		}
 		if d, a := have.minus(want), want.minus(have); len(d) > 0 || len(a) > 0 {
 			t.Fatalf("too much %v, missing %v", d, a)
 		}
@@ -107,7 +122,7 @@ func TestKernelTakesAnyHistory(t *testing.T) {
 		tb := newTable(w.Node, testnet.LinkGroup)
 		defer tb.close()
 		s := newState()
-		if err := tb.replace(s.all()); err != nil {
+		if err := tb.replace(s.whole()); err != nil {
 			rt.Fatal(err)
 		}
 		for range rapid.IntRange(1, 8).Draw(rt, "changes") {

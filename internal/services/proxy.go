@@ -318,7 +318,7 @@ func (p *Proxy) step(whole bool) error {
 		whole = p.table.change(changed) != nil
 	}
 	if whole {
-		if err := p.table.replace(p.state.all()); err != nil {
+		if err := p.table.replace(p.state.whole()); err != nil {
 			return err
 		}
 		changed.flows = p.state.allFlows()

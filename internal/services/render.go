@@ -49,6 +49,45 @@ func (e elements) put(set setName, key, value string) {
 	e[set][key] = value
 }
 
+// sink takes elements, as of type elements.
+type sink interface {
+	put(set setName, key, value string)
+}
+
+// listed is elements that are gone through once: cheaper to make than elements where there are a
+// hundred thousand. No key may be there twice.
+type listed map[setName]*[]element
+
+type element struct{ key, value string }
+
+func (l listed) put(set setName, key, value string) {
+	list := l[set]
+	if list == nil {
+		list = new([]element)
+		l[set] = list
+	}
+	*list = append(*list, element{key, value})
+}
+
+// of is the content of one set.
+func (l listed) of(set setName) []element {
+	if list := l[set]; list != nil {
+		return *list
+	}
+	return nil
+}
+
+// listed is e in the other form.
+func (e elements) listed() listed {
+	out := listed{}
+	for set, kv := range e {
+		for k, v := range kv {
+			out.put(set, k, v)
+		}
+	}
+	return out
+}
+
 // minus is what is in e but not, or with another value, in other.
 func (e elements) minus(other elements) elements {
 	out := elements{}
@@ -74,7 +113,7 @@ func (f *Frontend) place(proto Protocol) (prefix, key string) {
 func numbered(prefix, chain string, n int) string { return fmt.Sprintf("%s%s-%d", prefix, chain, n) }
 
 // render adds the elements of one frontend of the port.
-func (p *Port) render(f *Frontend, e elements) {
+func (p *Port) render(f *Frontend, e sink) {
 	ipv6 := f.Addr.Is6()
 	prefix, key := f.place(p.Protocol)
 	in := func(name string) setName { return setName{ipv6, prefix + name} }
@@ -109,7 +148,7 @@ func (p *Port) render(f *Frontend, e elements) {
 	p.slots(in(mapSlots), key, p.Cluster, 0, e)
 }
 
-func (p *Port) slots(set setName, key string, list []netip.AddrPort, first int, e elements) {
+func (p *Port) slots(set setName, key string, list []netip.AddrPort, first int, e sink) {
 	for i, to := range list {
 		var slot [4]byte
 		binary.NativeEndian.PutUint32(slot[:], uint32(first+i))
@@ -129,7 +168,7 @@ func endpointValue(to netip.AddrPort) string {
 	return string(append(binary.BigEndian.AppendUint16(buf, to.Port()), 0, 0))
 }
 
-func (p *Port) renderLimits(f *Frontend, key string, e elements) {
+func (p *Port) renderLimits(f *Frontend, key string, e sink) {
 	if !f.Limited {
 		return
 	}

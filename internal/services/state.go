@@ -133,7 +133,7 @@ func claimsOf(p *Port, each func(claimKey, *Frontend)) {
 }
 
 // renderClaim adds the elements of whoever has the claim.
-func (s *state) renderClaim(key claimKey, e elements) {
+func (s *state) renderClaim(key claimKey, e sink) {
 	list := s.claims[key]
 	if len(list) == 0 {
 		return
@@ -149,16 +149,27 @@ func (s *state) renderClaim(key claimKey, e elements) {
 	}
 }
 
-// all is the whole content.
+// all is the whole content, to be compared.
 func (s *state) all() (elements, map[string]*group) {
 	e := elements{}
-	for ipv6, n := range s.countEndpoints() {
-		e[setName{ipv6, mapSlots}] = make(map[string]string, n)
-	}
 	for key := range s.claims {
 		s.renderClaim(key, e)
 	}
 	return e, s.groups
+}
+
+// whole is the whole content, to be put in place. Claims are all of different keys, so no key of
+// an element is there twice.
+func (s *state) whole() (listed, map[string]*group) {
+	l := listed{}
+	for ipv6, n := range s.countEndpoints() {
+		slots := make([]element, 0, n)
+		l[setName{ipv6, mapSlots}] = &slots
+	}
+	for key := range s.claims {
+		s.renderClaim(key, l)
+	}
+	return l, s.groups
 }
 
 // countEndpoints is how many slots there will be about, by IP version; none is not told.

@@ -74,18 +74,19 @@ func (t *table) change(d *delta) error {
 	if err != nil {
 		return err
 	}
-	b.elements(d.del, b.c.SetDeleteElements)
+	b.elements(d.del.listed(), b.c.SetDeleteElements)
 	for name, g := range d.groups {
 		b.group(name, g)
 	}
-	b.chainsOf(d.add)
-	b.elements(d.add, b.c.SetAddElements)
+	add := d.add.listed()
+	b.chainsOf(add)
+	b.elements(add, b.c.SetAddElements)
 	return b.commit()
 }
 
 // replace puts the whole in place in one transaction: no packet sees half of it, and
 // established translations live on in the connection tracking.
-func (t *table) replace(content elements, groups map[string]*group) error {
+func (t *table) replace(content listed, groups map[string]*group) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	err := t.put(content, groups)
@@ -96,7 +97,7 @@ func (t *table) replace(content elements, groups map[string]*group) error {
 	return err
 }
 
-func (t *table) put(content elements, groups map[string]*group) error {
+func (t *table) put(content listed, groups map[string]*group) error {
 	b, err := t.batch()
 	if err != nil {
 		return err
@@ -112,7 +113,7 @@ func (t *table) put(content elements, groups map[string]*group) error {
 		}
 		for _, s := range f.sets() {
 			if !s.Interval {
-				s.Size = capacity(len(content[setName{f.ipv6, s.Name}]))
+				s.Size = capacity(len(content.of(setName{f.ipv6, s.Name})))
 			}
 			b.set(s)
 		}
@@ -203,18 +204,18 @@ func (b *batch) chain(f *family, spec chainSpec) {
 }
 
 // chainsOf makes the numbered chains that verdicts lead to; they stay for ever.
-func (b *batch) chainsOf(e elements) {
-	for set, kv := range e {
+func (b *batch) chainsOf(l listed) {
+	for set := range l {
 		if s := b.t.sets[set]; !s.IsMap || s.DataType.Name != nftables.TypeVerdict.Name {
 			continue
 		}
 		f := b.t.family(set.ipv6)
-		for _, name := range kv {
-			at := setName{set.ipv6, name}
+		for _, e := range l.of(set) {
+			at := setName{set.ipv6, e.value}
 			if b.chains[at] {
 				continue
 			}
-			if spec, ok := f.numberedChain(name); ok {
+			if spec, ok := f.numberedChain(e.value); ok {
 				b.chain(f, spec)
 				b.chains[at] = true
 			}
@@ -222,26 +223,26 @@ func (b *batch) chainsOf(e elements) {
 	}
 }
 
-func (b *batch) elements(e elements, apply func(*nftables.Set, []nftables.SetElement) error) {
-	for set, kv := range e {
+func (b *batch) elements(l listed, apply func(*nftables.Set, []nftables.SetElement) error) {
+	for set := range l {
 		if s := b.t.sets[set]; b.err == nil {
-			b.err = nft.Portions(s, setElements(s, kv), apply)
+			b.err = nft.Portions(s, setElements(s, l.of(set)), apply)
 		}
 	}
 }
 
 // setElements is the kernel's form of a set's content.
-func setElements(s *nftables.Set, kv map[string]string) iter.Seq[nftables.SetElement] {
+func setElements(s *nftables.Set, list []element) iter.Seq[nftables.SetElement] {
 	return func(yield func(nftables.SetElement) bool) {
-		for k, v := range kv {
-			e := nftables.SetElement{Key: []byte(k)}
-			switch {
+		for _, kv := range list {
+			e := nftables.SetElement{Key: []byte(kv.key)}
+			switch half := len(kv.key) / 2; {
 			case s.Interval:
-				e.Key, e.KeyEnd = []byte(k[:len(k)/2]), []byte(k[len(k)/2:])
+				e.Key, e.KeyEnd = []byte(kv.key[:half]), []byte(kv.key[half:])
 			case s.IsMap && s.DataType.Name == nftables.TypeVerdict.Name:
-				e.VerdictData = &expr.Verdict{Kind: expr.VerdictGoto, Chain: v}
+				e.VerdictData = &expr.Verdict{Kind: expr.VerdictGoto, Chain: kv.value}
 			case s.IsMap:
-				e.Val = []byte(v)
+				e.Val = []byte(kv.value)
 			}
 			if !yield(e) {
 				return
