@@ -26,6 +26,18 @@ type nsID struct{ dev, inode uint64 }
 type echoSpace struct {
 	ports   []uint32
 	watches []*Watch
+	commits sync.RWMutex // see Quietly
+}
+
+// spaceOf is nil where nobody of this process changes nftables.
+func spaceOf(fd int) *echoSpace {
+	id, err := idOf(fd)
+	if err != nil {
+		return nil
+	}
+	echoes.mu.Lock()
+	defer echoes.mu.Unlock()
+	return echoes.spaces[id]
 }
 
 func idOf(fd int) (id nsID, err error) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/vishvananda/netlink/nl"
@@ -20,7 +21,15 @@ const eventBuffer = 4 << 20
 // Watch is a subscription to multicast groups of one netlink protocol. It exists from
 // the call on, so nothing that happens between Subscribe and Run is lost. What this process
 // itself does to nftables need not be delivered; see Silence.
-type Watch struct{ s *nl.NetlinkSocket }
+type Watch struct {
+	s      *nl.NetlinkSocket
+	groups []uint
+
+	mu     sync.Mutex
+	fn     func(*syscall.NetlinkMessage) // of Run; nil before
+	missed bool                          // there were events that nobody was told of
+	err    error
+}
 
 // Subscribe joins the groups in the namespace.
 func (n *NS) Subscribe(protocol int, groups ...uint) (*Watch, error) {
@@ -31,7 +40,7 @@ func (n *NS) Subscribe(protocol int, groups ...uint) (*Watch, error) {
 	// Without CAP_NET_ADMIN over the host the buffer stays at its default size; lost
 	// events are reported by the kernel and handled, so this is not an error.
 	_ = s.SetReceiveBufferSize(eventBuffer, true)
-	w := &Watch{s: s}
+	w := &Watch{s: s, groups: groups}
 	if protocol == unix.NETLINK_NETFILTER {
 		listen(n.FD(), w)
 	}
@@ -50,11 +59,14 @@ func (w *Watch) Close() {
 func (w *Watch) Run(ctx context.Context, fn func(msg *syscall.NetlinkMessage)) error {
 	stop := context.AfterFunc(ctx, w.Close)
 	defer stop()
+	w.begin(fn)
 	for {
 		msgs, from, err := w.s.Receive()
 		switch {
-		case ctx.Err() != nil || errors.Is(err, os.ErrClosed):
+		case ctx.Err() != nil:
 			return nil
+		case errors.Is(err, os.ErrClosed):
+			return w.failed()
 		case errors.Is(err, unix.ENOBUFS), errors.Is(err, unix.EINVAL): // EINVAL: cut off in the receive buffer
 			fn(nil)
 			continue

@@ -74,8 +74,13 @@ func (c *Conn) Own(portID uint32) bool { return c.conn != nil && portID == c.por
 
 // Commit makes one transaction of what is pending. After an error the kernel is as before
 // and the connection is dropped.
-func (c *Conn) Commit() error {
-	if err := c.conn.Flush(); err != nil {
+func (c *Conn) Commit() error { return c.commit(linuxns.Transact) }
+
+// CommitMany is Commit for thousands of elements.
+func (c *Conn) CommitMany() error { return c.commit(linuxns.Quietly) }
+
+func (c *Conn) commit(transact func(nsFD int, do func() error) error) error {
+	if err := transact(c.nsFD, c.conn.Flush); err != nil {
 		c.Drop()
 		return fmt.Errorf("commit nftables table %s: %w", c.table, err)
 	}

@@ -77,6 +77,13 @@ func (l listed) of(set setName) []element {
 	return nil
 }
 
+func (l listed) count() (n int) {
+	for _, list := range l {
+		n += len(*list)
+	}
+	return n
+}
+
 // listed is e in the other form.
 func (e elements) listed() listed {
 	out := listed{}

@@ -126,11 +126,18 @@ func (t *table) put(content listed, groups map[string]*group) error {
 	}
 	b.chainsOf(content)
 	b.elements(content, b.c.SetAddElements)
-	if err := b.commit(); err != nil {
+	commit := t.conn.Commit
+	if content.count() >= manyElements {
+		commit = t.conn.CommitMany
+	}
+	if err := b.commitBy(commit); err != nil {
 		return err
 	}
 	return t.remember()
 }
+
+// manyElements are worth the few system calls of nft.Conn.CommitMany.
+const manyElements = 1000
 
 // minCapacity of a set, in elements.
 const minCapacity = 1 << 12
@@ -178,12 +185,14 @@ func (t *table) batch() (*batch, error) {
 	return &batch{t: t, c: c, chains: maps.Clone(t.chains), groups: maps.Clone(t.groups)}, err
 }
 
-func (b *batch) commit() error {
+func (b *batch) commit() error { return b.commitBy(b.t.conn.Commit) }
+
+func (b *batch) commitBy(commit func() error) error {
 	if b.err != nil {
 		b.t.conn.Drop() // what is pending must not go with the next transaction
 		return fmt.Errorf("change nftables table %s: %w", tableName, b.err)
 	}
-	if err := b.t.conn.Commit(); err != nil {
+	if err := commit(); err != nil {
 		return err
 	}
 	b.t.chains, b.t.groups = b.chains, b.groups
