@@ -51,7 +51,13 @@ require (
 	tags.cncf.io/container-device-interface v1.1.1
 )
 
-require tags.cncf.io/container-device-interface/specs-go v1.1.1 // indirect
+require (
+	github.com/mdlayher/genetlink v1.3.2 // indirect
+	golang.zx2c4.com/wintun v0.0.0-20230126152724-0fa3db229ce2 // indirect
+	golang.zx2c4.com/wireguard v0.0.0-20260522210424-ecfc5a8d5446
+	golang.zx2c4.com/wireguard/wgctrl v0.0.0-20241231184526-a9ab2273dd10
+	tags.cncf.io/container-device-interface/specs-go v1.1.1 // indirect
+)
 
 require (
 	cel.dev/expr v0.25.1 // indirect

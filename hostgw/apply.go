@@ -71,7 +71,7 @@ func diff(want, have map[netip.Prefix]route, extra []route) difference {
 func (d *difference) compare(dst netip.Prefix, want, have map[netip.Prefix]route) {
 	w, wanted := want[dst]
 	h, there := have[dst]
-	replaced := wanted && there && w.unreachable == h.unreachable
+	replaced := wanted && there && w.last() == h.last()
 	if there && !replaced {
 		d.remove = append(d.remove, h)
 	}

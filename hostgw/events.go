@@ -26,7 +26,7 @@ func (r *Router) onEvent(msg *syscall.NetlinkMessage, heard chan<- struct{}) {
 
 // onTable wakes when somebody else changed our table.
 func (r *Router) onTable(msg *syscall.NetlinkMessage, heard chan<- struct{}) {
-	if msg != nil && (linuxns.TableOf(msg) != filterTable || r.door.own(msg.Header.Pid)) {
+	if msg != nil && !r.othersTouched(msg) {
 		return
 	}
 	r.note(eventAll)
@@ -34,6 +34,14 @@ func (r *Router) onTable(msg *syscall.NetlinkMessage, heard chan<- struct{}) {
 	case heard <- struct{}{}:
 	default:
 	}
+}
+
+// othersTouched says whether somebody else changed a table of ours.
+func (r *Router) othersTouched(msg *syscall.NetlinkMessage) bool {
+	if linuxns.TableOf(msg) == filterTable {
+		return !r.door.own(msg.Header.Pid)
+	}
+	return r.tunnels != nil && r.tunnels.Touched(linuxns.TableOf(msg), msg.Header.Pid)
 }
 
 func (r *Router) note(e event) {
@@ -46,8 +54,11 @@ func (r *Router) note(e event) {
 type interests Router
 
 func (i *interests) hasRoute(p netip.Prefix) bool { _, ok := i.have[p]; return ok }
-func (i *interests) usesLink(index int) bool      { return i.links[index] }
-func (i *interests) asked(a netip.Addr) bool      { _, ok := i.hops[a]; return ok }
+func (i *interests) usesLink(index int) bool {
+	return i.links[index] || i.tunnels != nil && i.tunnels.UsesLink(index)
+}
+func (i *interests) tunnelLink(index int) bool { return i.tunnels != nil && i.tunnels.UsesLink(index) }
+func (i *interests) asked(a netip.Addr) bool   { _, ok := i.hops[a]; return ok }
 
 // event is what one netlink message means to us.
 type event int
@@ -62,6 +73,7 @@ const (
 type interest interface {
 	hasRoute(dst netip.Prefix) bool // we believe that the kernel has our route
 	usesLink(index int) bool        // one of our routes leaves by it
+	tunnelLink(index int) bool      // it is ours, with its addresses
 	asked(a netip.Addr) bool        // a node's address
 }
 
@@ -81,6 +93,9 @@ func judge(msg *syscall.NetlinkMessage, in interest) event {
 			return eventAll
 		}
 	case unix.RTM_NEWADDR, unix.RTM_DELADDR:
+		if len(d) >= unix.SizeofIfAddrmsg && in.tunnelLink(int(binary.NativeEndian.Uint32(d[4:]))) {
+			return eventAll
+		}
 		if len(d) >= unix.SizeofIfAddrmsg && d[3] < unix.RT_SCOPE_LINK {
 			return eventLookup
 		}

@@ -48,6 +48,7 @@ func (k kernel) routes() (have map[netip.Prefix]route, extra []route, err error)
 
 func fromNetlink(n *netlink.Route) route {
 	r := route{unreachable: n.Type == unix.RTN_UNREACHABLE}
+	r.blocked = r.unreachable && n.Priority != unreachableMetric
 	if n.Dst != nil {
 		a, _ := netip.AddrFromSlice(n.Dst.IP)
 		bits, _ := n.Dst.Mask.Size()
@@ -67,10 +68,14 @@ func (r route) netlink() *netlink.Route {
 		Protocol: RouteProtocol, Table: unix.RT_TABLE_MAIN, Type: unix.RTN_UNICAST,
 	}
 	if r.unreachable {
-		n.Type, n.Priority = unix.RTN_UNREACHABLE, unreachableMetric
+		if n.Type = unix.RTN_UNREACHABLE; !r.blocked {
+			n.Priority = unreachableMetric
+		}
 		return n
 	}
-	n.LinkIndex, n.Gw = r.link, r.gw.AsSlice()
+	if n.LinkIndex, n.Gw = r.link, r.gw.AsSlice(); n.Gw == nil {
+		n.Scope = netlink.SCOPE_LINK
+	}
 	if r.outer.IsValid() {
 		n.Encap, n.Flags = ipEncap{r.outer}, int(netlink.FLAG_ONLINK)
 	}

@@ -24,7 +24,7 @@ var (
 type lab struct {
 	*testnet.World
 	t   testing.TB
-	lan *linuxns.NS
+	lan *testnet.LAN
 }
 
 type host struct {
@@ -35,32 +35,14 @@ type host struct {
 
 func newLab(t testing.TB) *lab {
 	t.Helper()
-	l := &lab{World: testnet.Empty(t), t: t}
-	l.lan = l.Namespace("lan")
-	l.In(l.lan, "ip link add br0 type bridge", "ip link set br0 up")
-	return l
+	w := testnet.Empty(t)
+	return &lab{World: w, t: t, lan: w.LAN()}
 }
 
 // host joins the LAN with addresses in CIDR form.
 func (l *lab) host(name string, addrs ...string) *host {
 	l.t.Helper()
-	h := &host{name: name, path: l.Path(name), ns: l.Namespace(name)}
-	must(l.t, l.lan.Do(func() error {
-		br, err := netlink.LinkByName("br0")
-		if err != nil {
-			return err
-		}
-		return netlink.LinkAdd(&netlink.Veth{
-			LinkAttrs: netlink.LinkAttrs{Name: name, MasterIndex: br.Attrs().Index, Flags: unix.IFF_UP},
-			PeerName:  "uplink", PeerNamespace: netlink.NsFd(h.ns.FD()),
-		})
-	}))
-	l.In(l.lan, "ip link set dev "+name+" up")
-	l.In(h.ns, "ip link set uplink up")
-	for _, a := range addrs {
-		l.In(h.ns, "ip addr add "+a+" dev uplink nodad")
-	}
-	return h
+	return &host{name: name, path: l.Path(name), ns: l.lan.Host(name, addrs...)}
 }
 
 // router runs a Router in the host until the test ends or stop is called.

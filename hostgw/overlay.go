@@ -200,41 +200,6 @@ func (k kernel) removeOverlay() error {
 	return nil
 }
 
-// nodeAddress is the podCIDR's address that the host itself takes on the overlay: a
-// packet from the host to a pod behind it must be answered through it. The pod network
-// gives the first host address to no pod.
-func nodeAddress(cidr netip.Prefix) netip.Addr { return cidr.Addr().Next() }
-
-// syncAddresses gives the device the node's address in each podCIDR, and no other.
-func (k kernel) syncAddresses(link int, self []netip.Prefix) error {
-	want := map[netip.Addr]bool{}
-	for _, cidr := range self {
-		want[nodeAddress(cidr)] = true
-	}
-	dev := &netlink.Vxlan{LinkAttrs: netlink.LinkAttrs{Index: link}}
-	have, err := k.h.AddrList(dev, netlink.FAMILY_ALL)
-	if err != nil {
-		return fmt.Errorf("list addresses of %s: %w", overlayLink, err)
-	}
-	var errs []error
-	for _, a := range have {
-		ip, _ := netip.AddrFromSlice(a.IP)
-		ip = ip.Unmap()
-		if !want[ip] && !ip.IsLinkLocalUnicast() {
-			errs = append(errs, k.h.AddrDel(dev, &a))
-		}
-		delete(want, ip)
-	}
-	for ip := range want {
-		a := &netlink.Addr{IPNet: &net.IPNet{IP: ip.AsSlice(), Mask: net.CIDRMask(ip.BitLen(), ip.BitLen())}, Flags: unix.IFA_F_NODAD}
-		errs = append(errs, k.h.AddrAdd(dev, a))
-	}
-	if err := errors.Join(errs...); err != nil {
-		return fmt.Errorf("set addresses of %s: %w", overlayLink, err)
-	}
-	return nil
-}
-
 // syncNeighbours makes the device's permanent entries those that the routes need.
 func (k kernel) syncNeighbours(link int, want map[netip.Addr]net.HardwareAddr) error {
 	var errs []error

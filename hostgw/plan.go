@@ -14,13 +14,18 @@ type route struct {
 	gw          netip.Addr // invalid for unreachable routes
 	link        int        // index; 0 for unreachable routes
 	unreachable bool
+	blocked     bool       // unreachable in the place of a route to a node, not behind all others
 	outer       netip.Addr // of encapsulated routes: where VXLAN sends it
 }
 
 // same compares the fields that the kernel tells; the gateway stands for outer.
 func (r route) same(o route) bool {
-	return r.dst == o.dst && r.gw == o.gw && r.link == o.link && r.unreachable == o.unreachable
+	return r.dst == o.dst && r.gw == o.gw && r.link == o.link && r.unreachable == o.unreachable && r.blocked == o.blocked
 }
+
+// last says whether the route has the metric behind all others: it replaces none with
+// another one.
+func (r route) last() bool { return r.unreachable && !r.blocked }
 
 func (r route) String() string {
 	if r.unreachable {
@@ -28,6 +33,9 @@ func (r route) String() string {
 	}
 	if r.outer.IsValid() {
 		return fmt.Sprintf("%s by VXLAN to %s", r.dst, r.outer)
+	}
+	if !r.gw.IsValid() {
+		return fmt.Sprintf("%s link %d", r.dst, r.link)
 	}
 	return fmt.Sprintf("%s via %s link %d", r.dst, r.gw, r.link)
 }
@@ -46,6 +54,7 @@ type inputs struct {
 	subnets []netip.Prefix // the host's own, connected ones
 	encap   Encapsulation
 	lookup  func(netip.Addr) (hop, error)
+	tunnels TunnelPlan
 }
 
 // Errors of a peer, found in PeerStatus.Err.
@@ -94,7 +103,22 @@ func makePlan(in inputs) *plan {
 			}
 		}
 	}
+	p.fence(in.tunnels.Fences)
 	return p
+}
+
+// accepted are the peers with those of their podCIDRs that break nothing.
+func accepted(in inputs) []Peer {
+	in.tunnels = TunnelPlan{Ways: map[string]Way{}}
+	for _, peer := range in.peers {
+		in.tunnels.Ways[peer.Name] = Way{Link: 1} // reachable
+	}
+	p := makePlan(in)
+	peers := slices.Clone(in.peers)
+	for i := range peers {
+		peers[i].PodCIDRs = slices.DeleteFunc(slices.Clone(peers[i].PodCIDRs), func(c netip.Prefix) bool { return p.owner[c] != peers[i].Name })
+	}
+	return peers
 }
 
 func byName(peers []Peer) []Peer {
@@ -112,13 +136,36 @@ func (p *plan) take(peer Peer, cidr netip.Prefix) error {
 	if err := p.allowed(cidr); err != nil {
 		return err
 	}
-	r, err := p.nextHop(peer, cidr)
+	r, err := p.routeTo(peer, cidr)
 	if err != nil {
 		return err
 	}
 	p.routes[cidr], p.owner[cidr] = r, peer.Name
 	p.taken.add(cidr)
 	return nil
+}
+
+// routeTo is the route to a peer's podCIDR: by its tunnel, or as its addresses are reached. A
+// podCIDR that must not be reached otherwise has a route that says so, and an error.
+func (p *plan) routeTo(peer Peer, cidr netip.Prefix) (route, error) {
+	way := p.in.tunnels.Ways[peer.Name]
+	switch {
+	case way.Err != nil:
+		p.errs[peer.Name] = append(p.errs[peer.Name], fmt.Errorf("encrypt for %s: %w", cidr, way.Err))
+		return route{dst: cidr, unreachable: true, blocked: true}, nil
+	case way.Link != 0:
+		return route{dst: cidr, link: way.Link}, nil
+	}
+	return p.nextHop(peer, cidr)
+}
+
+// fence makes ranges unreachable as a whole; what is known inside of them has longer prefixes.
+func (p *plan) fence(ranges []netip.Prefix) {
+	for _, r := range ranges {
+		if _, taken := p.routes[r]; !taken {
+			p.routes[r] = route{dst: r, unreachable: true, blocked: true}
+		}
+	}
 }
 
 // dropEncapsulated leaves out the routes that the overlay would carry: it cannot.

@@ -133,6 +133,7 @@ type nothing struct{}
 
 func (nothing) hasRoute(netip.Prefix) bool { return false }
 func (nothing) usesLink(int) bool          { return false }
+func (nothing) tunnelLink(int) bool        { return false }
 func (nothing) asked(netip.Addr) bool      { return false }
 
 // FuzzJudge: no message of the kernel, however short, ends the agent.

@@ -40,7 +40,7 @@ func (r *Router) prepareOverlay(p *plan) error {
 			self = append(self, dst)
 		}
 	}
-	if err := r.k.syncAddresses(link, self); err != nil {
+	if err := SyncAddresses(r.k.h, link, overlayLink, self); err != nil {
 		return err
 	}
 	return r.k.syncNeighbours(link, neighbours)

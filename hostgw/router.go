@@ -30,6 +30,8 @@ type Options struct {
 	Encapsulation Encapsulation
 	// VXLANPort is DefaultVXLANPort when 0; the same on all nodes.
 	VXLANPort int
+	// Tunnels encrypt what goes to other nodes' pods; may be nil.
+	Tunnels Tunnels
 	// Log is slog.Default() when nil.
 	Log *slog.Logger
 }
@@ -61,13 +63,15 @@ type PeerStatus struct {
 
 // Router owns the routes with RouteProtocol. It is safe for concurrent use.
 type Router struct {
-	ns   *linuxns.NS
-	k    kernel
-	over overlay
-	door filter
-	log  *slog.Logger
-	wake chan struct{} // somebody told us
-	last *plan         // in the kernel if nothing has happened there; Run only
+	ns      *linuxns.NS
+	k       kernel
+	over    overlay
+	door    filter
+	tunnels Tunnels // may be nil
+	log     *slog.Logger
+	wake    chan struct{} // somebody told us
+	last    *plan         // in the kernel if nothing has happened there; Run only
+	soon    time.Duration // when Tunnels want to be asked again, 0 is never; Run only
 
 	mu     sync.Mutex
 	told   bool // SetPeers was called
@@ -88,7 +92,7 @@ type answer struct {
 
 // New opens the namespace. It changes nothing; Run does.
 func New(o Options) (*Router, error) {
-	r := &Router{log: o.Log, wake: make(chan struct{}, 1), hops: map[netip.Addr]answer{}, synced: errors.New("the peers are not known yet")}
+	r := &Router{log: o.Log, tunnels: o.Tunnels, wake: make(chan struct{}, 1), hops: map[netip.Addr]answer{}, synced: errors.New("the peers are not known yet")}
 	if r.log == nil {
 		r.log = slog.Default()
 	}
@@ -110,6 +114,9 @@ func New(o Options) (*Router, error) {
 func (r *Router) Close() {
 	r.k.h.Close()
 	r.door.close()
+	if r.tunnels != nil {
+		r.tunnels.Close()
+	}
 	_ = r.ns.Close()
 }
 
@@ -189,7 +196,11 @@ func (r *Router) Run(ctx context.Context) error {
 	r.note(eventAll)
 	for {
 		var again <-chan time.Time
-		if err := r.sync(); err != nil {
+		err := r.sync()
+		if r.soon > 0 {
+			again = time.After(r.soon)
+		}
+		if err != nil {
 			again = time.After(retry)
 			retry = min(2*retry, retryMax)
 			r.note(eventAll)
@@ -246,15 +257,16 @@ func (r *Router) run(peers []Peer, self []netip.Prefix, e event) error {
 		return err
 	}
 	in := inputs{peers: peers, self: self, subnets: subnets, encap: r.over.mode, lookup: r.lookup}
+	tunnelErr := r.prepareTunnels(&in, e == eventAll)
 	before := r.last
-	if r.last = nil; before != nil && e == eventNone {
+	if r.last = nil; before != nil && e == eventNone && !r.encrypts() {
 		if t, ok := before.advance(in); ok {
 			r.last = before
-			return r.runSome(before, t)
+			return errors.Join(tunnelErr, r.runSome(before, t))
 		}
 	}
 	p := makePlan(in)
-	if err = r.runAll(p, e == eventAll); err == nil {
+	if err = errors.Join(tunnelErr, r.runAll(p, e == eventAll)); err == nil {
 		r.last = p
 	}
 	return err

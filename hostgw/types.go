@@ -7,4 +7,5 @@ type Peer struct {
 	Name     string
 	Addrs    []netip.Addr // InternalIPs, IPv4 and IPv6
 	PodCIDRs []netip.Prefix
+	Keys     string // what the node announces for Tunnels; empty is nothing
 }

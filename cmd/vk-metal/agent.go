@@ -44,18 +44,19 @@ type agent struct {
 	// eventClient has limits of its own: statuses and leases do not wait for events.
 	eventClient kubernetes.Interface
 
-	addresses []netip.Addr
-	recorder  record.EventRecorder
-	serving   *bootstrap.Serving
-	node      *node.Node
-	watcher   *node.Watcher
-	pods      podParts
-	proxy     *services.Proxy // nil if somebody else makes Services work
-	bgp       *bgpPart        // nil without a configuration of BGP
-	lan       *lanPart        // announces addresses of load balancers
-	dnsCache  *dnscache.Cache // nil without
-	evictor   *evictor.Evictor
-	policy    *policy.Controller // nil if nobody or somebody else enforces network policies
+	addresses  []netip.Addr
+	recorder   record.EventRecorder
+	serving    *bootstrap.Serving
+	node       *node.Node
+	watcher    *node.Watcher
+	pods       podParts
+	proxy      *services.Proxy // nil if somebody else makes Services work
+	bgp        *bgpPart        // nil without a configuration of BGP
+	lan        *lanPart        // announces addresses of load balancers
+	dnsCache   *dnscache.Cache // nil without
+	encryption encryption
+	evictor    *evictor.Evictor
+	policy     *policy.Controller // nil if nobody or somebody else enforces network policies
 
 	mu         sync.Mutex
 	peersError error
@@ -203,22 +204,28 @@ func (a *agent) checks() []node.Check {
 			return err
 		}},
 		{Name: "container runtime network", Run: func(context.Context) error { return a.pods.network.Ready() }},
+		{Name: "encryption", Run: a.encryptionReady},
 		{Name: "log writer", Run: logWriterRuns},
 		{Run: a.stays},
 	}
 }
 
-// conditions are those of our own: whether the other nodes can be seen.
+// conditions are those of our own: whether the other nodes can be seen, and their pods be
+// spoken to as it is demanded.
 func (a *agent) conditions() []corev1.NodeCondition {
-	a.mu.Lock()
-	defer a.mu.Unlock()
 	c := corev1.NodeCondition{
 		Type: "PeerRoutesReady", Status: corev1.ConditionTrue, Reason: "PeersKnown", Message: "the other nodes are known",
 	}
-	if a.peersError != nil {
-		c.Status, c.Reason, c.Message = corev1.ConditionFalse, "PeersForbidden", a.peersError.Error()
+	a.mu.Lock()
+	err := a.peersError
+	a.mu.Unlock()
+	if err != nil {
+		c.Status, c.Reason, c.Message = corev1.ConditionFalse, "PeersForbidden", err.Error()
+	} else if nodes := a.notEncrypted(); len(nodes) > 0 {
+		c.Status, c.Reason = corev1.ConditionFalse, "PeersNotEncrypted"
+		c.Message = fmt.Sprintf("network.encryption is Required and there is no tunnel to %d nodes (vk-metal encryption says why): %s", len(nodes), strings.Join(nodes[:min(len(nodes), 5)], ", "))
 	}
-	return []corev1.NodeCondition{c}
+	return append([]corev1.NodeCondition{c}, a.networkUnavailable()...)
 }
 
 // selfChanged follows our own Node: deleted, or its podCIDRs known.

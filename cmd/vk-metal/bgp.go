@@ -20,6 +20,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/vk-metal/vk-metal/hostgw/bgp"
+	"github.com/vk-metal/vk-metal/hostgw/wireguard"
 	"github.com/vk-metal/vk-metal/internal/config"
 	"github.com/vk-metal/vk-metal/internal/task"
 )
@@ -104,7 +105,13 @@ func (a *agent) tellBGP() {
 		Name: a.name, Addrs: a.addresses, PodCIDRs: cidrs, Labels: self.Labels, Annotations: self.Annotations,
 	}}
 	for _, p := range peers {
+		if a.mustEncrypt() || a.encrypts() && p.Annotations[wireguard.Annotation] != "" {
+			in.Encrypted = append(in.Encrypted, p.PodCIDRs...)
+		}
 		in.Others = append(in.Others, bgp.Node{Name: p.Name, Addrs: p.Addrs, PodCIDRs: p.PodCIDRs, Labels: p.Labels, Annotations: p.Annotations})
+	}
+	if a.mustEncrypt() {
+		in.Encrypted = append(in.Encrypted, a.cfg.Network.ClusterCIDRs...)
 	}
 	for _, s := range b.services {
 		in.Services = append(in.Services, s)

@@ -1,16 +1,12 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
-	"net"
 	"net/http"
-	"os"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -20,15 +16,8 @@ import (
 	"github.com/vk-metal/vk-metal/hostgw/bgp"
 )
 
-// serveBGP answers vk-metal bgp on a socket that only root can reach.
+// serveBGP answers vk-metal bgp.
 func serveBGP(ctx context.Context, path string, s *bgp.Speaker, log *slog.Logger) error {
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("remove socket of before: %w", err)
-	}
-	listener, err := net.Listen("unix", path) // its directory is 0700
-	if err != nil {
-		return fmt.Errorf("listen for vk-metal bgp: %w", err)
-	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, r *http.Request) {
 		status, err := s.Status(r.Context())
@@ -36,8 +25,7 @@ func serveBGP(ctx context.Context, path string, s *bgp.Speaker, log *slog.Logger
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
-		w.Header().Set("Content-Type", "application/json")
-		_ = json.NewEncoder(w).Encode(status)
+		writeJSON(w, status)
 	})
 	for path, yes := range map[string]bool{"POST /withdraw": true, "POST /announce": false} {
 		mux.HandleFunc(path, func(w http.ResponseWriter, _ *http.Request) {
@@ -46,13 +34,7 @@ func serveBGP(ctx context.Context, path string, s *bgp.Speaker, log *slog.Logger
 			}
 		})
 	}
-	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug)}
-	stop := context.AfterFunc(ctx, func() { server.Close() })
-	defer stop()
-	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("answer vk-metal bgp: %w", err)
-	}
-	return nil
+	return serveSocket(ctx, path, mux, log)
 }
 
 func newBGP(g *globals) *cobra.Command {
@@ -90,27 +72,8 @@ func newBGP(g *globals) *cobra.Command {
 	return group
 }
 
-// askBGP speaks to the running agent.
 func askBGP(ctx context.Context, g *globals, method, path string) ([]byte, error) {
-	client := &http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", g.layout.BGPSocket())
-		},
-	}}
-	req, err := http.NewRequestWithContext(ctx, method, "http://bgp"+path, nil)
-	if err != nil {
-		return nil, err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return nil, fmt.Errorf("ask the agent about BGP (does it run, with network.bgpConfig or network.bgpConfigMap set?): %w", err)
-	}
-	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err == nil && resp.StatusCode != http.StatusOK {
-		err = fmt.Errorf("the agent says: %s", bytes.TrimSpace(body))
-	}
-	return body, err
+	return askSocket(ctx, g.layout.BGPSocket(), method, path, "BGP (does it run, with network.bgpConfig or network.bgpConfigMap set?)")
 }
 
 // printBGP shows a status to people.

@@ -2,16 +2,11 @@ package main
 
 import (
 	"context"
-	"encoding/json"
-	"fmt"
 	"net/netip"
 	"sync"
-	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/informers"
 
 	"github.com/vk-metal/vk-metal/hostgw/lan"
@@ -23,20 +18,21 @@ import (
 type lanPart struct {
 	a         *agent
 	announcer *lan.Announcer // nil if the configuration does not ask for it
-	wake      chan struct{}  // look at the annotation
+	subnets   *nodeAnnotation
 
 	mu       sync.Mutex
 	services map[string]lan.Service
-	synced   bool   // all Services are known
-	subnets  string // for the annotation
-	told     bool   // the Announcer has told them
+	synced   bool // all Services are known
 }
 
 // lanTasks makes the Announcer and what feeds it. Without it only an annotation of before
 // is taken away.
 func (a *agent) lanTasks(factory informers.SharedInformerFactory) ([]task.Task, error) {
-	p := &lanPart{a: a, wake: make(chan struct{}, 1), services: map[string]lan.Service{}}
-	tasks := []task.Task{task.New("lan-annotation", p.keepAnnotation)}
+	p := &lanPart{a: a, subnets: newNodeAnnotation(a, lan.AnnotationSubnets), services: map[string]lan.Service{}}
+	tasks := []task.Task{task.New("lan-annotation", p.subnets.keep)}
+	if !a.cfg.Network.AnnounceLAN {
+		p.subnets.set("")
+	}
 	if a.cfg.Network.AnnounceLAN {
 		var err error
 		p.announcer, err = lan.New(lan.Options{NodeName: a.name, Interfaces: a.cfg.Network.LANInterfaces, Subnets: p.setSubnets, Log: a.log})
@@ -68,7 +64,7 @@ func (a *agent) tellLAN() {
 	if p == nil {
 		return
 	}
-	p.look()
+	p.subnets.look()
 	if p.announcer == nil || !known {
 		return
 	}
@@ -117,60 +113,4 @@ func (p *lanPart) servicesKnown() {
 	p.a.tellLAN()
 }
 
-func (p *lanPart) setSubnets(list []netip.Prefix) {
-	p.mu.Lock()
-	p.subnets, p.told = lan.FormatSubnets(list), true
-	p.mu.Unlock()
-	p.look()
-}
-
-func (p *lanPart) look() {
-	select {
-	case p.wake <- struct{}{}:
-	default:
-	}
-}
-
-// annotationRetry is how long a refused patch of our Node waits.
-const annotationRetry = 5 * time.Second
-
-// keepAnnotation keeps the annotation of our Node as the links are, until ctx ends.
-func (p *lanPart) keepAnnotation(ctx context.Context, ready func()) error {
-	ready()
-	var again <-chan time.Time
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-p.wake:
-		case <-again:
-		}
-		again = nil
-		if err := p.annotate(ctx); err != nil && ctx.Err() == nil {
-			p.a.log.Warn("cannot tell the other nodes where this one announces addresses", "err", err)
-			again = time.After(annotationRetry)
-		}
-	}
-}
-
-func (p *lanPart) annotate(ctx context.Context) error {
-	self := p.a.self()
-	p.mu.Lock()
-	want, told := p.subnets, p.told
-	p.mu.Unlock()
-	if p.announcer != nil && !told || self == nil || self.Annotations[lan.AnnotationSubnets] == want {
-		return nil
-	}
-	var value any
-	if want != "" {
-		value = want
-	}
-	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"annotations": map[string]any{lan.AnnotationSubnets: value}}})
-	if err != nil {
-		return fmt.Errorf("encode the annotation of the Node: %w", err)
-	}
-	if _, err := p.a.client.CoreV1().Nodes().Patch(ctx, p.a.name, types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
-		return fmt.Errorf("annotate the Node: %w", err)
-	}
-	return nil
-}
+func (p *lanPart) setSubnets(list []netip.Prefix) { p.subnets.set(lan.FormatSubnets(list)) }

@@ -74,9 +74,9 @@ func TestLANFollowsTheCluster(t *testing.T) {
 	}
 	a, stop := start(config.Network{AnnounceLAN: true, LANInterfaces: []string{"none"}})
 	awaitBGP(t, "the Announcer has told its subnets, of which there are none", func() error {
-		a.lan.mu.Lock()
-		defer a.lan.mu.Unlock()
-		if !a.lan.told {
+		a.lan.subnets.mu.Lock()
+		defer a.lan.subnets.mu.Unlock()
+		if !a.lan.subnets.told {
 			return errors.New("it has not")
 		}
 		return nil

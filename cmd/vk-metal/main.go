@@ -41,7 +41,7 @@ func newRoot() *cobra.Command {
 		SilenceErrors: true,
 	}
 	root.PersistentFlags().StringVar(&g.configPath, "config", config.DefaultPath, "configuration file")
-	root.AddCommand(newNode(g), newJoin(g), newConfig(g), newImages(g), newPlan(g), newBGP(g), newController(), newCleanNetwork(), newVersion())
+	root.AddCommand(newNode(g), newJoin(g), newConfig(g), newImages(g), newPlan(g), newBGP(g), newEncryption(g), newController(), newCleanNetwork(), newVersion())
 	root.AddCommand(faultCommands()...)
 	return root
 }

@@ -14,6 +14,7 @@ import (
 	"k8s.io/client-go/informers"
 
 	"github.com/vk-metal/vk-metal/hostgw"
+	"github.com/vk-metal/vk-metal/hostgw/wireguard"
 	"github.com/vk-metal/vk-metal/internal/apparmor"
 	"github.com/vk-metal/vk-metal/internal/csi"
 	"github.com/vk-metal/vk-metal/internal/devices"
@@ -58,9 +59,7 @@ func (a *agent) openHost(ctx context.Context) (err error) {
 	if err := a.openNetwork(); err != nil {
 		return err
 	}
-	if a.pods.routes, err = hostgw.New(hostgw.Options{
-		NodeName: a.name, Encapsulation: hostgw.Encapsulation(a.cfg.Network.Encapsulation), VXLANPort: a.cfg.Network.VXLANPort, Log: a.log,
-	}); err != nil {
+	if err := a.openRoutes(); err != nil {
 		return err
 	}
 	options := imageOptions(a.g.layout, a.cfg)
@@ -175,7 +174,7 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 			ready()
 			return a.evictor.Run(ctx)
 		}),
-	}, slices.Concat(bgpTasks, pluginTasks, lanTasks)...), nil
+	}, slices.Concat(bgpTasks, pluginTasks, lanTasks, a.encryptionTasks())...), nil
 }
 
 // hostHas says whether a file of the kernel is there and begins with prefix.
@@ -253,11 +252,11 @@ func (a *agent) applyNetwork() {
 	}
 	config := netns.Config{
 		PodCIDRs: self, ClusterCIDRs: a.cfg.Network.ClusterCIDRs, Masquerade: a.cfg.Network.Masquerade, MTU: a.cfg.Network.MTU,
-		Overhead: hostgw.Encapsulation(a.cfg.Network.Encapsulation).Overhead(),
+		Overhead: max(hostgw.Encapsulation(a.cfg.Network.Encapsulation).Overhead(), tunnelOverhead(a.encrypts(), a.addresses)),
 	}
 	var others []hostgw.Peer
 	for _, peer := range peers {
-		others = append(others, hostgw.Peer{Name: peer.Name, Addrs: peer.Addrs, PodCIDRs: peer.PodCIDRs})
+		others = append(others, hostgw.Peer{Name: peer.Name, Addrs: peer.Addrs, PodCIDRs: peer.PodCIDRs, Keys: peer.Annotations[wireguard.Annotation]})
 		for _, addr := range peer.Addrs {
 			prefix, _ := addr.Prefix(addr.BitLen())
 			config.NoMasquerade = append(config.NoMasquerade, prefix)
@@ -281,6 +280,7 @@ func (a *agent) applyNetwork() {
 		}
 		a.pods.routes.SetPeers(others)
 	}
+	a.encryption.keys.look()
 	a.tellBGP()
 	a.tellLAN()
 	go a.awaitNetwork()

@@ -20,10 +20,11 @@ type Filter struct {
 	ranges []netip.Prefix        // declared
 	own    []netip.Prefix        // podCIDRs and addresses of this node
 	nodes  []netip.Addr          // other nodes' addresses, sorted
+	sealed []netip.Prefix        // what only tunnels may lead to
 }
 
 func newFilter(in Inputs) Filter {
-	f := Filter{cidrs: map[netip.Prefix]bool{}, ranges: in.Config.Import.Prefixes, own: slices.Clone(in.Self.PodCIDRs)}
+	f := Filter{cidrs: map[netip.Prefix]bool{}, ranges: in.Config.Import.Prefixes, own: slices.Clone(in.Self.PodCIDRs), sealed: in.Encrypted}
 	for _, a := range in.Self.Addrs {
 		f.own = append(f.own, netip.PrefixFrom(a, a.BitLen()))
 	}
@@ -51,6 +52,11 @@ func (f *Filter) Check(p netip.Prefix, subnets []netip.Prefix) error {
 	for _, own := range f.own {
 		if own.Overlaps(p) {
 			return fmt.Errorf("%w: %s overlaps %s of this node", ErrRefused, p, own)
+		}
+	}
+	for _, s := range f.sealed {
+		if s.Bits() <= p.Bits() && s.Contains(p.Addr()) {
+			return fmt.Errorf("%w: %s lies in %s, to which traffic is encrypted", ErrRefused, p, s)
 		}
 	}
 	for _, s := range subnets {

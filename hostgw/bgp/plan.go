@@ -21,6 +21,8 @@ type Inputs struct {
 	Services []Service
 	// Withdrawn tells nothing to anybody, as AnnotationWithdraw "all" does.
 	Withdrawn bool
+	// Encrypted are the ranges that only tunnels may lead to: no route inside of them is taken.
+	Encrypted []netip.Prefix
 }
 
 // nodeHops is the TTL towards nodes, which may be behind routers.

@@ -135,6 +135,16 @@ func TestFilter(t *testing.T) {
 			t.Errorf("%s: %v", text, err)
 		}
 	}
+	in.Encrypted = other.PodCIDRs
+	sealed := newFilter(in)
+	for _, text := range []string{"10.244.2.0/26", "fd00:244:2::/64", "fd00:244:2::5/128"} {
+		if err := sealed.Check(netip.MustParsePrefix(text), subnets); !errors.Is(err, ErrRefused) {
+			t.Errorf("%s goes past the tunnel: %v", text, err)
+		}
+	}
+	if err := sealed.Check(netip.MustParsePrefix("10.2.0.0/16"), subnets); err != nil {
+		t.Errorf("what no tunnel leads to: %v", err)
+	}
 	safe := slices.Concat(self.PodCIDRs, subnets)
 	for _, a := range slices.Concat(self.Addrs, other.Addrs) {
 		safe = append(safe, netip.PrefixFrom(a, a.BitLen()))

@@ -137,6 +137,13 @@ type Network struct {
 	// BGPConfig is a BGP configuration file; BGPConfigMap, namespace/name, holds one for
 	// all nodes. The file goes before it. Both are followed while the agent runs.
 	BGPConfig, BGPConfigMap string
+	// Encryption of traffic to other nodes' pods by WireGuard: None, Preferred (where both
+	// nodes can) or Required (or else not at all).
+	Encryption string
+	// WireGuardPort is the first of two UDP ports. WireGuardRotation is how long a key is in
+	// use, 0 is forever; the same on all nodes. WireGuardKeepalive 0 is none.
+	WireGuardPort                         int
+	WireGuardRotation, WireGuardKeepalive time.Duration
 	// AnnounceLAN announces LoadBalancer addresses by ARP and NDP: on LANInterfaces, or on
 	// every link with the address' subnet.
 	AnnounceLAN   bool
@@ -230,7 +237,7 @@ func Default() Config {
 		PodPidsLimit:        -1,
 		ResolvConf:          "",
 		Registries:          Registries{ConfigPath: "/etc/vk-metal/certs.d"},
-		Network:             Network{Plugin: "vk-metal", CNIConfDir: "/etc/cni/net.d", Masquerade: true, Encapsulation: "Never", VXLANPort: 4789, Routing: "HostGW"},
+		Network:             Network{Plugin: "vk-metal", CNIConfDir: "/etc/cni/net.d", Masquerade: true, Encapsulation: "Never", VXLANPort: 4789, Routing: "HostGW", Encryption: "None", WireGuardPort: 51820, WireGuardRotation: 24 * time.Hour},
 		ServiceProxy:        "vk-metal",
 		NetworkPolicy:       "external",
 		Logs:                Logs{MaxSize: 32 << 20, MaxFiles: 5},

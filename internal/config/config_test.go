@@ -129,6 +129,19 @@ func TestParsePlugins(t *testing.T) {
 	}
 }
 
+func TestParseEncryption(t *testing.T) {
+	c, err := Parse("config.yaml", []byte(head+"network: {encryption: Required, clusterCIDRs: [10.244.0.0/16], wireguardPort: 6000, wireguardRotation: 0s, wireguardKeepalive: 25s}\n"))
+	if err != nil {
+		t.Fatalf("Parse: %v", err)
+	}
+	if n := c.Network; n.Encryption != "Required" || n.WireGuardPort != 6000 || n.WireGuardRotation != 0 || n.WireGuardKeepalive != 25*time.Second {
+		t.Errorf("network: %+v", n)
+	}
+	if c, err = Parse("config.yaml", []byte(head)); err != nil || c.Network.Encryption != "None" || c.Network.WireGuardPort != 51820 || c.Network.WireGuardRotation != 24*time.Hour {
+		t.Errorf("defaults: %+v, %v", c.Network, err)
+	}
+}
+
 func TestParseMistakes(t *testing.T) {
 	cases := map[string]struct{ text, want string }{
 		"empty file":          {"", "f.yaml: the file is empty: start it with apiVersion"},
@@ -182,6 +195,14 @@ func TestParseMistakes(t *testing.T) {
 		"log size":            {head + "logs: {maxSize: 1}\n", "from 64Ki to 16Gi"},
 		"plugins and proxy":   {head + "network: {plugin: cni}\n", "f.yaml:4: serviceProxy: does not work with network.plugin: cni"},
 		"plugins and BGP":     {head + "network: {plugin: cni, bgpConfig: /x}\nserviceProxy: external\n", "f.yaml:4: network.routing: does not work with network.plugin: cni"},
+		"plugins and keys":    {head + "network: {plugin: cni, encryption: Preferred}\nserviceProxy: external\n", "f.yaml:4: network.encryption: does not work with network.plugin: cni"},
+		"keys and BGP":        {head + "network: {encryption: Preferred, routing: BGP, bgpConfig: /x}\n", "f.yaml:4: network.encryption: does not work with network.routing: BGP"},
+		"demand of what":      {head + "network: {encryption: Required}\n", "f.yaml:4: network.encryption: Required needs network.clusterCIDRs"},
+		"one port for both":   {head + "network: {encryption: Preferred, encapsulation: Always, wireguardPort: 4788}\n", "network.wireguardPort: this port and the next one are WireGuard's"},
+		"no such encryption":  {head + "network: {encryption: IPsec}\n", "network.encryption: "},
+		"no next port":        {head + "network: {wireguardPort: 65535}\n", "network.wireguardPort: "},
+		"hasty rotation":      {head + "network: {wireguardRotation: 1m}\n", "network.wireguardRotation: 1m is too short"},
+		"keepalive":           {head + "network: {wireguardKeepalive: 1500ms}\n", "network.wireguardKeepalive: must be whole seconds"},
 		"BGP without config":  {head + "network: {routing: BGP}\n", "f.yaml:4: network.routing: BGP needs a BGP configuration"},
 		"cache of nothing":    {head + "dnsCache: true\n", "set clusterDNS"},
 		"bad interface":       {head + "network: {lanInterfaces: [a/b]}\n", "cannot be the name of a network interface"},

@@ -135,6 +135,7 @@ func (d *decoder) crossCheck(c *Config, root *yaml.Node) {
 		c.Network.CNIBinDirs = []string{"/opt/cni/bin", "/usr/lib/cni"}
 	}
 	d.checkPlugin(c, root)
+	d.checkEncryption(&c.Network, root)
 	if critical := lookup(root, "shutdownGracePeriodCriticalPods"); critical != nil && c.Shutdown.CriticalPods > c.Shutdown.GracePeriod {
 		d.fail(critical.Line, "shutdownGracePeriodCriticalPods", "must not be more than shutdownGracePeriod, which is %s", c.Shutdown.GracePeriod)
 	}
@@ -162,6 +163,7 @@ func (d *decoder) checkPlugin(c *Config, root *yaml.Node) {
 		{c.Network.Routing != "HostGW" || c.Network.BGPEnabled(), "network.routing", "HostGW (which makes no routes then) without BGP"},
 		{c.Network.AnnounceLAN, "network.announceLAN", "false"},
 		{c.Network.Encapsulation != "Never", "network.encapsulation", "Never"},
+		{c.Network.Encryption != "None", "network.encryption", "None, and have the plugin encrypt"},
 	} {
 		if part.on {
 			d.fail(line, part.key, "does not work with network.plugin: cni, whose pods have other links: set it to %s", part.want)

@@ -158,7 +158,13 @@ func trim(obj any) (any, error) {
 		if IsReady(node) {
 			ready.Status = corev1.ConditionTrue
 		}
-		node.Status = corev1.NodeStatus{Addresses: node.Status.Addresses, Conditions: []corev1.NodeCondition{ready}, VolumesAttached: node.Status.VolumesAttached}
+		conditions := []corev1.NodeCondition{ready}
+		for _, c := range node.Status.Conditions {
+			if c.Type == corev1.NodeNetworkUnavailable {
+				conditions = append(conditions, corev1.NodeCondition{Type: c.Type, Status: c.Status, Reason: c.Reason})
+			}
+		}
+		node.Status = corev1.NodeStatus{Addresses: node.Status.Addresses, Conditions: conditions, VolumesAttached: node.Status.VolumesAttached}
 	}
 	return obj, nil
 }

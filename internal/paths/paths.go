@@ -68,6 +68,9 @@ func (l Layout) LogStream(uid, container string, attempt int) string {
 func (l Layout) BGP() string       { return filepath.Join(l.Run, "bgp") }
 func (l Layout) BGPSocket() string { return filepath.Join(l.BGP(), "socket") }
 
+// EncryptionSocket answers vk-metal encryption.
+func (l Layout) EncryptionSocket() string { return filepath.Join(l.Run, "wireguard", "socket") }
+
 // CNI is the cache of network plugins' results: it outlives a reboot, as what they keep does.
 func (l Layout) CNI() string { return filepath.Join(l.Lib, "cni") }
 

@@ -98,6 +98,8 @@ func Listen(ns *linuxns.NS) (*Tap, error) {
 		if err != nil {
 			return fmt.Errorf("open packet socket: %w", err)
 		}
+		// As root; a test that floods would lose what it waits for.
+		_ = unix.SetsockoptInt(t.fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20)
 		timeout := unix.NsecToTimeval(int64(30 * time.Second))
 		return unix.SetsockoptTimeval(t.fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &timeout)
 	})
