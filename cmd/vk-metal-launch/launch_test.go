@@ -299,3 +299,29 @@ func TestOnlyTheNamedUnitsProcessIsJoined(t *testing.T) {
 		}
 	}
 }
+
+// TestProgramIsHeldLow: beyond 64 descriptors the kernel makes the table bigger, and waits. What
+// is open already stays.
+func TestProgramIsHeldLow(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root")
+	}
+	if firstHeld >= 64 {
+		t.Errorf("descriptors are held from %d on", firstHeld)
+	}
+	seen := map[int]bool{}
+	for range 2 {
+		fd, err := readonlySelf()
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { unix.Close(fd) })
+		if fd < firstHeld || seen[fd] {
+			t.Errorf("held as %d", fd)
+		}
+		seen[fd] = true
+		if err := unix.Access(descriptorPath(fd), unix.W_OK); !errors.Is(err, unix.EROFS) {
+			t.Errorf("descriptor %d can be written: %v", fd, err)
+		}
+	}
+}
