@@ -194,7 +194,7 @@ func cloneChild(specPath string, flags uintptr, channelFD int) (int, error) {
 // firstHeld is where descriptors begin that others' renumbering must not meet: ForkExec's, and
 // that of the few with fixed numbers. It is below 64: beyond, the kernel makes the table of
 // descriptors bigger, and waits for an RCU grace period then, some 10 ms, as a Go program has
-// several threads (expand_fdtable in fs/file.c).
+// several threads (expand_fdtable in fs/file.c). A table that systemd hands on may be bigger.
 const firstHeld = 40
 
 // readonlySelf returns a descriptor of this program on a detached read-only mount. A workload
