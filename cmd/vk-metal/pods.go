@@ -174,6 +174,10 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 			ready()
 			return a.evictor.Run(ctx)
 		}),
+		task.New("volumes", func(ctx context.Context, ready func()) error {
+			ready()
+			return a.pods.volumes.Run(ctx)
+		}),
 	}, slices.Concat(bgpTasks, pluginTasks, lanTasks, a.encryptionTasks())...), nil
 }
 

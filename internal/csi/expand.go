@@ -8,8 +8,10 @@ import (
 
 	csispec "github.com/container-storage-interface/spec/lib/go/csi"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
 )
 
 // expand makes the file system as large as its volume has become, if the claim says that this
@@ -23,7 +25,7 @@ func (p *publishing) expand(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("expand volume %s: read claim: %w", p.v.Name, err)
 	}
-	if !growing(claim) {
+	if !Growing(claim) {
 		return nil
 	}
 	pv, err := p.m.o.Client.CoreV1().PersistentVolumes().Get(ctx, p.v.PV.Name, metav1.GetOptions{})
@@ -50,18 +52,27 @@ func (p *publishing) expand(ctx context.Context) error {
 	if _, err := p.driver.client.NodeExpandVolume(ctx, request); err != nil {
 		return fmt.Errorf("expand volume %s: %w", p.v.Name, err)
 	}
-	patch, err := expandedPatch(claim, size.String())
-	if err != nil {
-		return err
-	}
-	if _, err := claims.Patch(ctx, claim.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status"); err != nil {
-		return fmt.Errorf("expand volume %s: tell claim: %w", p.v.Name, err)
+	if err := TellGrown(ctx, p.m.o.Client, claim, size); err != nil {
+		return fmt.Errorf("expand volume %s: %w", p.v.Name, err)
 	}
 	return nil
 }
 
-// growing says whether the cluster has made the volume larger and the node's part is missing.
-func growing(claim *corev1.PersistentVolumeClaim) bool {
+// TellGrown says in the claim that the volume has the size, and that nothing is left to be done.
+func TellGrown(ctx context.Context, client kubernetes.Interface, claim *corev1.PersistentVolumeClaim, size resource.Quantity) error {
+	patch, err := expandedPatch(claim, size.String())
+	if err != nil {
+		return err
+	}
+	_, err = client.CoreV1().PersistentVolumeClaims(claim.Namespace).Patch(ctx, claim.Name, types.MergePatchType, patch, metav1.PatchOptions{}, "status")
+	if err != nil {
+		return fmt.Errorf("tell claim: %w", err)
+	}
+	return nil
+}
+
+// Growing says whether the cluster has made the volume larger and the node's part is missing.
+func Growing(claim *corev1.PersistentVolumeClaim) bool {
 	switch claim.Status.AllocatedResourceStatuses[corev1.ResourceStorage] {
 	case corev1.PersistentVolumeClaimNodeResizePending, corev1.PersistentVolumeClaimNodeResizeInProgress:
 		return true

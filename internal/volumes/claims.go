@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/component-helpers/storage/ephemeral"
@@ -17,6 +18,8 @@ import (
 type Claims interface {
 	Claim(ctx context.Context, namespace, name string) (*corev1.PersistentVolumeClaim, error)
 	PersistentVolume(ctx context.Context, name string) (*corev1.PersistentVolume, error)
+	// Grown says in the claim that its volume has the size.
+	Grown(ctx context.Context, claim *corev1.PersistentVolumeClaim, size resource.Quantity) error
 }
 
 // APIClaims are those of the cluster.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 )
@@ -44,6 +45,15 @@ func (f *fakeClaims) PersistentVolume(_ context.Context, name string) (*corev1.P
 	return nil, apierrors.NewNotFound(schema.GroupResource{Resource: "persistentvolumes"}, name)
 }
 
+func (f *fakeClaims) Grown(_ context.Context, claim *corev1.PersistentVolumeClaim, size resource.Quantity) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := f.claims[claim.Namespace+"/"+claim.Name]
+	now.Status.Capacity = corev1.ResourceList{corev1.ResourceStorage: size}
+	now.Status.AllocatedResourceStatuses = nil
+	return nil
+}
+
 // bind makes a claim shop/<name> that is bound to a volume pv-<name> of the source.
 func (f *fakeClaims) bind(name string, src corev1.PersistentVolumeSource, change ...func(*corev1.PersistentVolumeClaim, *corev1.PersistentVolume)) {
 	claim := &corev1.PersistentVolumeClaim{
@@ -53,7 +63,7 @@ func (f *fakeClaims) bind(name string, src corev1.PersistentVolumeSource, change
 	}
 	pv := &corev1.PersistentVolume{
 		ObjectMeta: metav1.ObjectMeta{Name: "pv-" + name},
-		Spec:       corev1.PersistentVolumeSpec{PersistentVolumeSource: src, ClaimRef: &corev1.ObjectReference{UID: "claim-1"}},
+		Spec:       corev1.PersistentVolumeSpec{PersistentVolumeSource: src, ClaimRef: &corev1.ObjectReference{Namespace: "shop", Name: name, UID: "claim-1"}},
 	}
 	for _, c := range change {
 		c(claim, pv)

@@ -8,10 +8,12 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 
 	"github.com/vk-metal/vk-metal/internal/mounts"
 )
@@ -53,6 +55,92 @@ func disk(t *testing.T) string {
 	}
 	t.Fatal("no loop device is free")
 	return ""
+}
+
+// enlarge doubles the file of a disk, and lets the device know.
+func enlarge(t *testing.T, device string) {
+	t.Helper()
+	name, err := os.ReadFile(filepath.Join("/sys/block", filepath.Base(device), "loop/backing_file"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(strings.TrimSpace(string(name)), 32<<20); err != nil {
+		t.Fatal(err)
+	}
+	loop, err := os.OpenFile(device, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer loop.Close()
+	if err := unix.IoctlSetInt(int(loop.Fd()), unix.LOOP_SET_CAPACITY, 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestLocalVolumesGrow: the node grows the file system of a disk when the claim says so, and tells
+// it; a directory is as large as it is.
+func TestLocalVolumesGrow(t *testing.T) {
+	m, claims := claimsManager(t)
+	device := disk(t)
+	small := func(claim *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) {
+		claim.Namespace = "shop"
+		claim.Status.Capacity = corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("16Mi")}
+		pv.Spec.Capacity = corev1.ResourceList{corev1.ResourceStorage: resource.MustParse("32Mi")}
+	}
+	claims.bind("disk", local(device), small)
+	claims.bind("dir", local(t.TempDir()), small)
+	got := prepare(t, m, testPod(claimVolume("a", "disk"), claimVolume("b", "dir")), PodInfo{})
+	size := func() uint64 {
+		t.Helper()
+		var st unix.Statfs_t
+		if err := unix.Statfs(got["a"].Path, &st); err != nil {
+			t.Fatal(err)
+		}
+		return st.Blocks * uint64(st.Frsize)
+	}
+	before := size()
+	enlarge(t, device)
+	m.growAll(t.Context())
+	if after := size(); after != before {
+		t.Errorf("it grew from %d to %d although its claim did not", before, after)
+	}
+	for _, name := range []string{"disk", "dir"} {
+		claims.claims["shop/"+name].Status.AllocatedResourceStatuses = map[corev1.ResourceName]corev1.ClaimResourceStatus{
+			corev1.ResourceStorage: corev1.PersistentVolumeClaimNodeResizePending,
+		}
+	}
+	wants := map[string]string{"dir": "32Mi", "disk": "32Mi"}
+	err := m.grow(t.Context(), claims.pvs["pv-disk"])
+	if !mayResize(t) { // then the kernel refuses, and the claim is not told otherwise
+		wants["disk"] = "16Mi"
+		if err == nil || !strings.Contains(err.Error(), device) {
+			t.Errorf("without the capability: %v", err)
+		}
+	} else if after := size(); err != nil || after < before*3/2 {
+		t.Errorf("it grew from %d to %d: %v", before, after, err)
+	}
+	for range 2 {
+		m.growAll(t.Context())
+	}
+	for name, want := range wants {
+		status := claims.claims["shop/"+name].Status
+		if got := status.Capacity.Storage().String(); got != want || (len(status.AllocatedResourceStatuses) > 0) != (want == "16Mi") {
+			t.Errorf("the claim %s is %+v, want %s", name, status, want)
+		}
+	}
+	m.removed(t)
+}
+
+// mayResize says whether ext4 lets us grow what is mounted: that takes CAP_SYS_RESOURCE, which
+// containers may lack.
+func mayResize(t *testing.T) bool {
+	t.Helper()
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&header, &data[0]); err != nil {
+		t.Fatal(err)
+	}
+	return data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0
 }
 
 func attachLoop(t *testing.T, device string, file *os.File) error {
