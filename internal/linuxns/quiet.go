@@ -21,9 +21,9 @@ func Transact(nsFD int, do func() error) error {
 	return do()
 }
 
-// Quietly is Transact for exactly one transaction of many elements. While somebody listens the
-// kernel makes a message of each, which takes as long as all the rest: so this process's Watches
-// leave their group meanwhile. If the namespace's generation then says that there was another
+// Quietly is Transact for exactly one transaction of many elements. While somebody listens, in
+// any namespace, the kernel makes a message of each and holds a page for it until the end, which
+// takes as long as all the rest: so this process's Watches leave their group meanwhile. If the namespace's generation then says that there was another
 // transaction, they are told that events were lost.
 func Quietly(nsFD int, do func() error) error {
 	s := spaceOf(nsFD)
