@@ -114,6 +114,28 @@ func (a *agent) encryptionReady(context.Context) error {
 	return a.encryption.tunnels.Ready()
 }
 
+// sealedNetwork is the pod network once nothing of a pod's can leave in plain that must not.
+type sealedNetwork struct {
+	netns.Network
+	sealed func() error
+}
+
+// Ready implements netns.Network.
+func (s sealedNetwork) Ready() error {
+	if err := s.Network.Ready(); err != nil {
+		return err
+	}
+	return s.sealed()
+}
+
+// networkOfPods is what pods are started with.
+func (a *agent) networkOfPods() netns.Network {
+	if !a.mustEncrypt() {
+		return a.pods.network
+	}
+	return sealedNetwork{a.pods.network, a.encryption.tunnels.Sealed}
+}
+
 // notEncrypted are the nodes that there must be no plain traffic with, and no tunnel to.
 func (a *agent) notEncrypted() (nodes []string) {
 	if a.mustEncrypt() {

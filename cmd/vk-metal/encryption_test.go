@@ -38,6 +38,7 @@ func TestEncryptionInTheNode(t *testing.T) {
 		network.Encryption = tc.encryption
 		a := &agent{name: "metal-1", log: slog.New(slog.DiscardHandler), cfg: config.Config{Network: network}, selfNode: self}
 		a.pods.own = &netns.Manager{}
+		a.pods.network = a.pods.own
 		if err := a.openRoutes(); err != nil {
 			t.Fatal(err)
 		}
@@ -49,6 +50,9 @@ func TestEncryptionInTheNode(t *testing.T) {
 		}
 		if ready := a.encryptionReady(t.Context()) == nil; got != tc.want || ready != tc.ready {
 			t.Errorf("%+v: %q, ready %v", tc, got, ready)
+		}
+		if _, sealed := a.networkOfPods().(sealedNetwork); sealed != (tc.encryption == "Required") {
+			t.Errorf("%+v: pods wait for the fence: %v", tc, sealed)
 		}
 		a.pods.routes.Close()
 	}

@@ -120,7 +120,7 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 	podsMemory, podsTasks := a.nodeOptions().Host.PodLimits(a.cfg.Reserved())
 	a.pods.provider, err = provider.New(mutate(provider.Deps{
 		NodeName: a.name, Client: a.client, Layout: a.g.layout,
-		Runtime: a.pods.systemd, Executor: a.pods.systemd, Usage: a.pods.systemd, Network: a.pods.network, Policy: a.admission(), Readiness: a.readiness(), Images: a.pods.images,
+		Runtime: a.pods.systemd, Executor: a.pods.systemd, Usage: a.pods.systemd, Network: a.networkOfPods(), Policy: a.admission(), Readiness: a.readiness(), Images: a.pods.images,
 		Volumes: a.pods.volumes, Disk: &a.pods.disk, Objects: source, Probes: prober, Logs: logStreams{a.g.layout, a.cfg.Logs}, Sandbox: sandbox.New(a.g.layout),
 		AppArmor: armor, Devices: a.pods.devices,
 		Services: services.Lister(), Hold: hold, Static: a.staticPods, Recorder: a.recorder, Log: a.log, DNS: a.dns(), HostIPs: a.hostIPs,

@@ -128,6 +128,14 @@ func (g *guard) handles() map[string][]uint64 {
 	return out
 }
 
+// stands says whether a table of before keeps pods' packets in.
+func (g *guard) stands() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	have := g.handles()
+	return have[chainOut] != nil && have[chainIn] != nil && (have[versions[0].ranges] != nil || have[versions[1].ranges] != nil)
+}
+
 // intact says whether nobody touched the table.
 func (g *guard) intact() bool {
 	return maps.EqualFunc(g.rules, g.handles(), slices.Equal[[]uint64])

@@ -89,6 +89,7 @@ type Tunnels struct {
 	announced string
 	told      bool // Announce was called
 	synced    error
+	sealed    error         // with Required, why something may leave in plain
 	wait      time.Duration // until peers that have not answered are looked at again
 	leaving   time.Time     // when the devices go, with Off
 	left      bool          // they are gone
@@ -117,6 +118,9 @@ func New(o Options) (*Tunnels, error) {
 	}
 	t.dev = &kernelDevices{ns: t.ns}
 	t.guard.conn = nft.New(t.ns.FD(), guardTable, nft.SmallBuffer)
+	if o.Mode == Required && !t.guard.stands() {
+		t.sealed = errors.New("what keeps pods' packets from leaving in plain is not in place yet")
+	}
 	return t, nil
 }
 
@@ -150,6 +154,14 @@ func (t *Tunnels) Ready() error {
 	return t.synced
 }
 
+// Sealed is nil when nothing can leave in plain that must not, be there tunnels or not: no pod
+// may start before. An agent that was here since the server's start has left it so.
+func (t *Tunnels) Sealed() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.sealed
+}
+
 func (t *Tunnels) port(slot int) int { return t.o.Port + slot }
 
 const (
@@ -168,7 +180,11 @@ func (t *Tunnels) Sync(in hostgw.TunnelInputs) (hostgw.TunnelPlan, error) {
 	}
 	now := t.now()
 	fences, err := t.fences(&in)
-	err = errors.Join(t.sync(in, now), t.protect(in, fences), err)
+	sealed := errors.Join(t.protect(in, fences), err)
+	if t.sealed = nil; t.o.Mode == Required {
+		t.sealed = sealed
+	}
+	err = errors.Join(t.sync(in, now), sealed)
 	if err != nil && (t.synced == nil || t.synced.Error() != err.Error()) {
 		t.log.Error("encryption of pods' traffic between nodes is not all in place", "error", err, "mode", t.o.Mode)
 	}

@@ -104,6 +104,38 @@ func (x *labNode) dev() devices {
 	return x.tunnels.dev
 }
 
+// TestSealed: before a node that must encrypt has its fence no pod may start; an agent that
+// comes back finds it standing.
+func TestSealed(t *testing.T) {
+	l := newLab(t)
+	a := l.node(1)
+	sealed := func(mode Mode) error {
+		x, err := New(Options{HostNetNS: l.Path(a.name), NodeName: a.name, Mode: mode, ClusterCIDRs: clusterCIDRs})
+		must(t, err)
+		defer x.Close()
+		return x.Sealed()
+	}
+	if err := sealed(Required); err == nil {
+		t.Error("there is no fence yet, and pods may start")
+	}
+	must(t, sealed(Preferred))
+	a.start(Preferred)
+	eventually(t, "the table of one that need not is there", func() error {
+		if got := l.In(a.ns, "nft list tables"); !strings.Contains(got, guardTable) {
+			return errors.New(got)
+		}
+		return nil
+	})
+	a.stop()
+	if err := sealed(Required); err == nil {
+		t.Error("what need not be kept in is taken for a fence")
+	}
+	a.start(Required, func(x *Tunnels) { x.dev = &noDevices{x.dev} })
+	eventually(t, "it is sealed, also without WireGuard", a.tunnels.Sealed)
+	a.stop()
+	must(t, sealed(Required))
+}
+
 // TestRotation: keys change on both nodes, and the devices in use with them, while packets are
 // under way; none is lost and none goes in plain.
 func TestRotation(t *testing.T) {
