@@ -40,7 +40,7 @@ type shared struct {
 func (w *worker) prepare(pod *corev1.Pod) (shared, error) {
 	p := w.p
 	var s shared
-	w.countUsers(pod)
+	w.countStart(pod)
 	slice := w.begin(opSlice, time.Second, func(ctx context.Context) (any, error) {
 		return nil, w.step("slice", func() error {
 			return p.deps.Runtime.EnsureSlice(ctx, podplan.PodSlice(pod, p.deps.Node.PodPidsLimit))
@@ -177,6 +177,8 @@ func (w *worker) image(pod *corev1.Pod, c podplan.Container, attempt int) *op {
 	return w.begin(imageOp(c.Name, attempt), imageRetry, func(ctx context.Context) (any, error) {
 		secrets := w.pullSecrets(ctx, pod)
 		var image images.Image
+		begin := time.Now()
+		defer func() { w.pulled(time.Since(begin)) }()
 		err := w.step("image", func() (err error) {
 			image, err = w.p.deps.Images.Ensure(ctx, images.PullRequest{
 				Ref: c.Image, Policy: pullPolicy(c), Secrets: secrets, Pod: pod,

@@ -23,6 +23,7 @@ type Provider struct {
 	deps     Deps
 	log      *slog.Logger
 	users    userMetrics
+	starts   startMetrics // of all pods
 	timings  timings
 	starting activity
 
@@ -72,7 +73,7 @@ func New(deps Deps) (*Provider, error) {
 		deps.HostIPs = func() []string { return nil }
 	}
 	return &Provider{
-		users: newUserMetrics(), timings: newTimings(),
+		users: newUserMetrics(), starts: newStartMetrics(), timings: newTimings(),
 		deps: deps, log: deps.Log, workers: map[types.UID]*worker{}, units: map[string]*worker{},
 		pending: map[types.UID]bool{}, ready: make(chan struct{}), qosDirty: make(chan struct{}, 1),
 		static:  statics{dirty: make(chan struct{}, 1)},

@@ -22,18 +22,7 @@ func newUserMetrics() userMetrics {
 
 // Collectors are the provider's metrics.
 func (p *Provider) Collectors() []prometheus.Collector {
-	return []prometheus.Collector{p.users.started, p.users.failed, p.timings.steps, p.timings.starts}
-}
-
-// countUsers counts a pod that begins with a user namespace, once.
-func (w *worker) countUsers(pod *corev1.Pod) {
-	if !podplan.OwnUsers(pod) || w.counted {
-		return
-	}
-	w.counted = true
-	if len(w.attempts) == 0 { // else it began under an earlier agent
-		w.p.users.started.Inc()
-	}
+	return append(p.starts.collectors(), p.users.started, p.users.failed, p.timings.steps, p.timings.starts)
 }
 
 // countFailure counts what holds such a pod's start back, as it is told.

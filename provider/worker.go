@@ -28,7 +28,8 @@ type worker struct {
 	uid types.UID
 	log *slog.Logger
 
-	counted bool // by countUsers
+	counted bool // by countStart
+	begun   startWatch
 
 	ctx   context.Context
 	group sync.WaitGroup // operations beside the loop
@@ -210,6 +211,7 @@ func (w *worker) sync(ctx context.Context) (finished bool) {
 		w.wakeAfter(time.Second)
 		return false
 	}
+	w.measureStart(pod, time.Now())
 	pod, rejected, err := w.allocate(pod, gone)
 	if errors.Is(err, errNoRoomYet) {
 		w.wakeAfter(time.Second)

@@ -38,6 +38,7 @@ type agent struct {
 	log  *slog.Logger
 	// metrics are this agent's own, beside those of the process.
 	metrics *prometheus.Registry
+	kubelet kubeletCounters
 
 	api    *apiclient.Client
 	client kubernetes.Interface
@@ -108,6 +109,7 @@ func (a *agent) useClient(client *apiclient.Client) (err error) {
 
 // parts makes every part of the agent, in the order in which they need one another.
 func (a *agent) parts(ctx context.Context) ([]task.Task, error) {
+	a.newKubeletCounters()
 	events := a.events()
 	tasks := []task.Task{events}
 	if err := a.findAddresses(); err != nil {

@@ -10,6 +10,7 @@ import (
 
 	"github.com/vk-metal/vk-metal/internal/cadvisor"
 	"github.com/vk-metal/vk-metal/internal/kubeletapi"
+	"github.com/vk-metal/vk-metal/internal/kubeletmetrics"
 	"github.com/vk-metal/vk-metal/internal/nodestats"
 )
 
@@ -18,6 +19,7 @@ func (a *agent) newAPI() (*kubeletapi.Server, error) {
 	backend := apiBackend{a.pods.provider}
 	host := a.nodeOptions().Host
 	source := figures{host: host, systemd: a.pods.systemd, pods: backend.Pods, volumes: a.pods.volumes, layout: a.g.layout, disk: &a.pods.disk}
+	a.metrics.MustRegister(kubeletmetrics.NewPods(a.name, backend.Pods))
 	cadvisorMetrics := prometheus.NewRegistry()
 	cadvisorMetrics.MustRegister(cadvisor.NewCollector(source))
 	return kubeletapi.New(kubeletapi.Options{

@@ -32,7 +32,8 @@ func (a *agent) newEvictor(ctx context.Context) {
 			}
 			return nil
 		},
-		Pods: a.pods.provider, Wake: stalls, Log: a.log, Changed: a.node.Changed,
+		Evicted: a.kubelet.evicted,
+		Pods:    a.pods.provider, Wake: stalls, Log: a.log, Changed: a.node.Changed,
 		Event: func(kind, reason, message string) { a.recorder.Event(a.nodeReference(), kind, reason, message) },
 	})
 }

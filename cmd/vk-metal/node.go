@@ -77,6 +77,7 @@ func (a *agent) run(ctx context.Context, extra ...task.Task) error {
 	if err != nil {
 		return err
 	}
+	a.watchExpiry(identity)
 	tasks := append([]task.Task{}, extra...)
 	if identity != nil {
 		stop := a.startIdentity(ctx, identity)

@@ -63,7 +63,7 @@ func (a *agent) openHost(ctx context.Context) (err error) {
 		return err
 	}
 	options := imageOptions(a.g.layout, a.cfg)
-	options.Logger = a.log
+	options.Logger, options.Pulled = a.log, a.kubelet.pulled
 	if registries := a.cfg.Registries; registries.CredentialProviderConfig != "" {
 		a.pods.logins, err = images.LoadCredentialProviders(registries.CredentialProviderConfig, registries.CredentialProviderBinDir)
 		if err != nil {
@@ -118,7 +118,7 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 	prober := probes.New(execProber{a.pods.systemd, a.g.layout}, probes.WithRegistry(a.pods.probes))
 	armor := apparmor.New(apparmor.Options{})
 	podsMemory, podsTasks := a.nodeOptions().Host.PodLimits(a.cfg.Reserved())
-	a.pods.provider, err = provider.New(mutate(provider.Deps{
+	a.pods.provider, err = provider.New(a.kubelet.watch(mutate(provider.Deps{
 		NodeName: a.name, Client: a.client, Layout: a.g.layout,
 		Runtime: a.pods.systemd, Executor: a.pods.systemd, Usage: a.pods.systemd, Network: a.networkOfPods(), Policy: a.admission(), Readiness: a.readiness(), Images: a.pods.images,
 		Volumes: a.pods.volumes, Disk: &a.pods.disk, Objects: source, Probes: prober, Logs: logStreams{a.g.layout, a.cfg.Logs}, Sandbox: sandbox.New(a.g.layout),
@@ -133,7 +133,7 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 			UnsafeSysctls: a.cfg.AllowedUnsafeSysctls, Pressure: a.pressure, PodPidsLimit: uint64(max(0, a.cfg.PodPidsLimit)),
 		},
 		StepHook: stepHook(),
-	}))
+	})))
 	if err != nil {
 		return nil, err
 	}

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"time"
 
 	certificates "k8s.io/api/certificates/v1"
 	"k8s.io/client-go/kubernetes"
@@ -87,6 +88,9 @@ func (id *Identity) Client() *apiclient.Client { return id.client }
 
 // Got is closed once there is a certificate.
 func (id *Identity) Got() <-chan struct{} { return id.got }
+
+// Expires is when the certificate ends; zero while there is none.
+func (id *Identity) Expires() time.Time { return id.store.expires() }
 
 // Run asks for the first certificate if need be and for each next one at 70-90 % of the
 // life of the one before, until ctx ends.

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"sync"
+	"time"
 
 	certificates "k8s.io/api/certificates/v1"
 	"k8s.io/client-go/kubernetes"
@@ -60,6 +61,9 @@ func NewServing(o ServingOptions) (*Serving, error) {
 	st.onUpdate.Store(&updated)
 	return s, nil
 }
+
+// Expires is when the cluster's certificate ends; zero while there is none.
+func (s *Serving) Expires() time.Time { return s.store.expires() }
 
 // Run asks for certificates until ctx ends. An unapproved request does not block anything.
 func (s *Serving) Run(ctx context.Context) error {

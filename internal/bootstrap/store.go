@@ -53,6 +53,14 @@ func (s *store) Update(certPEM, keyPEM []byte) (*tls.Certificate, error) {
 	return cert, nil
 }
 
+// expires is when the newest certificate ends; zero while there is none.
+func (s *store) expires() time.Time {
+	if cert := s.current.Load(); cert != nil && cert.Leaf != nil {
+		return cert.Leaf.NotAfter
+	}
+	return time.Time{}
+}
+
 // valid returns the newest certificate unless it has expired.
 func (s *store) valid() *tls.Certificate {
 	cert := s.current.Load()

@@ -43,6 +43,8 @@ type Options struct {
 	// nothing of that kind.
 	Reclaim func(s pressure.Signal) func(ctx context.Context) error
 	Pods    Pods
+	// Evicted is told of each eviction's signal; may be nil.
+	Evicted func(s pressure.Signal)
 	// Wake asks for a look at once; nil leaves it at the interval.
 	Wake <-chan struct{}
 	// Changed is told when other conditions hold than before; Event tells of the Node. Neither
@@ -154,6 +156,9 @@ func (e *Evictor) evict(ctx context.Context, starved pressure.Threshold, seen pr
 	for _, c := range ranked {
 		message := pressure.Message(starved, c, seen)
 		if freed := e.o.Pods.Evict(c.Pod.UID, message, e.o.Settings.PodGrace(starved, c.Pod)); freed != nil {
+			if e.o.Evicted != nil {
+				e.o.Evicted(starved.Signal)
+			}
 			e.o.Log.Warn("Pod is evicted", "pod", c.Pod.Namespace+"/"+c.Pod.Name, "uid", c.Pod.UID, "message", strings.TrimSpace(message))
 			return freed
 		}

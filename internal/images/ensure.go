@@ -141,7 +141,11 @@ func (e *ensuring) fromRegistry(ctx context.Context) (Image, error) {
 	if err != nil {
 		return e.pullFailed(ctx, key, err)
 	}
-	setDefault(&began, start) // joined another caller's pull
+	if began.IsZero() {
+		began = start // joined another caller's pull
+	} else if e.m.opts.Pulled != nil {
+		e.m.opts.Pulled(r.Size, time.Since(began))
+	}
 	e.event(corev1.EventTypeNormal, eventPulled, fmt.Sprintf(
 		"Successfully pulled image %q in %v (%v including waiting). Image size: %v bytes.", e.req.Ref,
 		time.Since(began).Truncate(time.Millisecond), time.Since(start).Truncate(time.Millisecond), r.Size))

@@ -45,6 +45,9 @@ type Options struct {
 	// BackOff and MaxBackOff bound the waiting after failed pulls; default 10 s and 5 minutes.
 	BackOff, MaxBackOff time.Duration
 	Limits              Limits
+	// Pulled is told of each image that came from a registry: its size in bytes, and how long
+	// it took; may be nil.
+	Pulled func(size int64, took time.Duration)
 	// Platform selects from a multi-arch index; default: the host's.
 	Platform ocispec.Platform
 	// UserAgent of requests to registries; default "vk-metal".

@@ -46,11 +46,12 @@ func (s *Server) ownMetrics() http.Handler {
 	if s.o.Metrics != nil {
 		gatherers = append(gatherers, s.o.Metrics)
 	}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(s.asked.collectors()...)
 	if s.o.Stats != nil {
-		registry := prometheus.NewRegistry()
 		registry.MustRegister(volumeCollector{s.o.Stats})
-		gatherers = append(gatherers, registry)
 	}
+	gatherers = append(gatherers, registry)
 	return promhttp.InstrumentMetricHandler(prometheus.DefaultRegisterer, exposition(gatherers))
 }
 

@@ -52,6 +52,7 @@ type Server struct {
 	o     Options
 	ca    *dynamiccertificates.DynamicFileCAContent
 	auth  *auth
+	asked *requests
 	ready chan struct{}
 	addr  net.Addr
 }
@@ -66,7 +67,7 @@ func New(o Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Server{o: o, ca: ca, auth: a, ready: make(chan struct{})}, nil
+	return &Server{o: o, ca: ca, auth: a, asked: newRequests(), ready: make(chan struct{})}, nil
 }
 
 // String implements task.Task.
@@ -88,7 +89,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.addr = listener.Addr()
 	go s.ca.Run(ctx, 1)
 	server := &http.Server{
-		Handler:           s.auth.protect(s.routes()),
+		Handler:           s.auth.protect(s.asked.count(s.routes())),
 		ReadHeaderTimeout: 32 * time.Second,
 		IdleTimeout:       90 * time.Second,
 		MaxHeaderBytes:    1 << 20,

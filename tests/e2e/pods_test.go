@@ -58,6 +58,7 @@ func TestPodRunsLogsExecsAndGoes(t *testing.T) {
 		t.Errorf("status lacks addresses or image: %+v", pod.Status)
 	}
 	e.waitLog("one", "out\nerr\n")
+	checkMetrics(e, pod)
 	if got := e.exec(pod, "hostname"); got != "one\n" {
 		t.Errorf("hostname is %q", got)
 	}
