@@ -124,7 +124,7 @@ func neverStarted(status *corev1.ContainerStatus, pod *corev1.Pod, c podplan.Con
 		status.Ready = c.Role == podplan.RoleInit && old.State.Terminated.ExitCode == 0
 		return
 	}
-	if in.Decision.Done && pod.DeletionTimestamp != nil {
+	if in.Decision.Done && pod.DeletionTimestamp != nil && mayHaveRun(pod, c, in) {
 		status.State.Terminated = &corev1.ContainerStateTerminated{
 			Reason: "ContainerStatusUnknown", ExitCode: 137,
 			Message: "The container could not be located when the pod was terminated",
@@ -135,6 +135,31 @@ func neverStarted(status *corev1.ContainerStatus, pod *corev1.Pod, c podplan.Con
 	if waiting, ok := waitingFor(c, in); ok {
 		status.State.Waiting = waiting
 	}
+}
+
+// mayHaveRun says whether it was the container's turn to run when its pod came to its end
+// (pkg/kubelet/status, hasPodInitialized and initializedContainers): a main container's
+// once the init containers had done their part, else the first init container's.
+func mayHaveRun(pod *corev1.Pod, c podplan.Container, in Input) bool {
+	inits := pod.Spec.InitContainers
+	switch {
+	case c.Role == podplan.RoleInit || c.Role == podplan.RoleSidecar:
+		return inits[0].Name == c.Name
+	case len(inits) == 0:
+		return true
+	}
+	for _, main := range pod.Spec.Containers {
+		if len(begun(in.Observed.Attempts[main.Name])) > 0 {
+			return true
+		}
+	}
+	last, _ := podplan.Find(pod, inits[len(inits)-1].Name)
+	attempts := begun(in.Observed.Attempts[last.Name])
+	if len(attempts) == 0 {
+		return false
+	}
+	end := attempts[len(attempts)-1]
+	return last.Role == podplan.RoleSidecar && end.Started || end.Phase == podplan.Ended && !end.Failed()
 }
 
 func oldStatus(pod *corev1.Pod, name string) (corev1.ContainerStatus, bool) {

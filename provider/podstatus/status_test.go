@@ -337,3 +337,44 @@ func TestRestartOfAllContainersIsShown(t *testing.T) {
 		})
 	}
 }
+
+// TestWhoseTurnItWasAtTheEnd: a deleted pod's containers that were never started are lost only
+// if it was their turn; main containers behind an init container that failed never ran.
+func TestWhoseTurnItWasAtTheEnd(t *testing.T) {
+	const waits, lost, ran = "waits", "ContainerStatusUnknown", "Error"
+	for name, tc := range map[string]struct {
+		attempts map[string][]podplan.Attempt
+		want     map[string]string
+	}{
+		"nothing was started":       {nil, map[string]string{"init": lost, "side": waits, "a": waits, "b": waits}},
+		"the init container failed": {map[string][]podplan.Attempt{"init": {ended(0, 1)}}, map[string]string{"init": ran, "side": waits, "a": waits, "b": waits}},
+		"the sidecar had started": {
+			map[string][]podplan.Attempt{"init": {ended(0, 0)}, "side": {ended(0, 1)}}, map[string]string{"init": "Completed", "side": ran, "a": lost, "b": lost},
+		},
+		"one main container ran": {
+			map[string][]podplan.Attempt{"init": {ended(0, 0)}, "side": {ended(0, 1)}, "a": {ended(0, 1)}},
+			map[string]string{"init": "Completed", "side": ran, "a": ran, "b": lost},
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pod, in := base()
+			now := metav1.Now()
+			pod.Spec.RestartPolicy, pod.DeletionTimestamp = corev1.RestartPolicyNever, &now
+			in.Observed.Attempts = tc.attempts
+			decide(pod, in)
+			s := Compute(pod, *in)
+			for _, cs := range append(s.InitContainerStatuses, s.ContainerStatuses...) {
+				got := waits
+				if end := cs.State.Terminated; end != nil {
+					got = end.Reason
+				}
+				if got != tc.want[cs.Name] {
+					t.Errorf("%s is %s, want %s", cs.Name, got, tc.want[cs.Name])
+				}
+			}
+			if s.Phase != corev1.PodFailed {
+				t.Errorf("phase %s", s.Phase)
+			}
+		})
+	}
+}
