@@ -49,7 +49,7 @@ func setupMore(t *testing.T) *env {
 	return setup(t)
 }
 
-// moreTests turns them on; the cluster then has two API servers.
+// moreTests turns them on; the cluster then has two API servers, with restartGates.
 const moreTests = "VK_METAL_E2E_MORE"
 
 // setupFor is setup for a test that may take as long as limit.

@@ -67,6 +67,7 @@ func run(m *testing.M) int {
 	options := cluster.Options{Dir: dir, Nodes: 2, Progress: progress.New(os.Stderr)}
 	if os.Getenv(moreTests) != "" {
 		options.ControlPlane.APIServers = 2
+		options.ControlPlane.FeatureGates = restartGates
 		options.Controller = true
 	}
 	limit := upTime
