@@ -148,6 +148,11 @@ func (p *Provider) here(ctx context.Context) (map[types.UID]*corev1.Pod, error) 
 	for _, uid := range volumes {
 		add(uid, "", "")
 	}
+	if p.deps.Claims != nil {
+		for uid, namespace := range p.deps.Claims.Pods() {
+			add(uid, namespace, "")
+		}
+	}
 	for _, dir := range []string{filepath.Dir(p.deps.Layout.PodRun("x")), filepath.Dir(p.deps.Layout.PodLib("x"))} {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {

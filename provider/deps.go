@@ -11,6 +11,7 @@ import (
 	corelisters "k8s.io/client-go/listers/core/v1"
 	"k8s.io/client-go/tools/record"
 
+	"github.com/vk-metal/vk-metal/internal/claims"
 	"github.com/vk-metal/vk-metal/internal/devices"
 	"github.com/vk-metal/vk-metal/internal/diskuse"
 	"github.com/vk-metal/vk-metal/internal/images"
@@ -57,6 +58,8 @@ type Deps struct {
 	AppArmor AppArmor
 	// Devices lends devices of device plugins; nil where there are none.
 	Devices Devices
+	// Claims has the devices of ResourceClaims made ready.
+	Claims Claims
 	// Services feeds the service environment variables; nil leaves them out.
 	Services corelisters.ServiceLister
 
@@ -185,6 +188,20 @@ type Devices interface {
 }
 
 var _ Devices = (*devices.Manager)(nil)
+
+// Claims is what has ResourceClaims made ready by their drivers; *claims.Manager implements it.
+type Claims interface {
+	// Prepare does so for all of a pod's; idempotent.
+	Prepare(ctx context.Context, pod *corev1.Pod) error
+	// Devices names the CDI devices that a container of a prepared pod has.
+	Devices(pod *corev1.Pod, c *corev1.Container) ([]string, error)
+	// Release undoes it; idempotent, safe without Prepare.
+	Release(ctx context.Context, podUID string) error
+	// Pods are those that claims are held for, by UID, with their namespaces.
+	Pods() map[string]string
+}
+
+var _ Claims = (*claims.Manager)(nil)
 
 // Admission is what guards the networks of pods; *policy.Controller implements it.
 type Admission interface {

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
+	"github.com/vk-metal/vk-metal/internal/claims"
 	"github.com/vk-metal/vk-metal/internal/devices"
 	"github.com/vk-metal/vk-metal/internal/launchspec"
 	"github.com/vk-metal/vk-metal/provider/podplan"
@@ -56,11 +57,19 @@ func (w *worker) allocateDevices(pod *corev1.Pod) (ready bool, refused *podplan.
 
 // lentDevices is what the attempt gets with its container's devices. wait is as with inputs.
 func (w *worker) lentDevices(pod *corev1.Pod, c podplan.Container, attempt int) (podplan.Lent, *podplan.Waiting) {
-	if w.p.deps.Devices == nil || !w.p.deps.Devices.Wants(pod) {
+	fromPlugins := w.p.deps.Devices != nil && w.p.deps.Devices.Wants(pod)
+	if !fromPlugins && !claims.Wants(pod) {
 		return podplan.Lent{}, nil
 	}
 	o := w.begin(fmt.Sprintf("%s%s/%d", opPrepareDevices, c.Name, attempt), time.Second, func(ctx context.Context) (any, error) {
-		lent, err := w.p.deps.Devices.Prepare(ctx, string(w.uid), c.Name)
+		var lent devices.Lent
+		var err error
+		if fromPlugins {
+			lent, err = w.p.deps.Devices.Prepare(ctx, string(w.uid), c.Name)
+		}
+		if err == nil {
+			err = w.claimed(pod, c, &lent)
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -22,7 +22,7 @@ import (
 func (w *worker) end(pod *corev1.Pod, gone bool, d podplan.Decision, reported bool) bool {
 	if d.Ending {
 		w.cancelOps(func(key string) bool {
-			return strings.HasPrefix(key, "image/") || strings.HasPrefix(key, envOps) || key == opNetwork || key == opVolumes || key == opSandbox
+			return strings.HasPrefix(key, "image/") || strings.HasPrefix(key, envOps) || key == opNetwork || key == opVolumes || key == opSandbox || key == opClaims
 		})
 	}
 	if !d.Done || w.preparing() {

@@ -53,8 +53,9 @@ func (w *worker) prepare(pod *corev1.Pod) (shared, error) {
 	}
 	vols := w.volumes(pod)
 	handler := w.runtimeHandler(pod)
+	claimed := w.prepareClaims(pod)
 	w.sandboxEvents(pod, vols, slice, network, private, handler)
-	if !handler.done || !slice.done || !network.done || !private.done || !vols.done {
+	if !handler.done || !slice.done || !network.done || !private.done || !vols.done || !claimed.done {
 		return s, nil
 	}
 	address := network.value.(netns.PodAddress)

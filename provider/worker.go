@@ -257,6 +257,9 @@ func (w *worker) sync(ctx context.Context) (finished bool) {
 		w.wakeAt(decision.Wake)
 		w.mu.Unlock()
 	}
+	if decision.Done && !w.unclaimed(pod) {
+		decision.Done = false
+	}
 	if decision.Done {
 		w.giveBack()
 	}

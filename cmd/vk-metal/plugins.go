@@ -6,6 +6,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	registerapi "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 
+	"github.com/vk-metal/vk-metal/internal/claims"
 	"github.com/vk-metal/vk-metal/internal/csi"
 	"github.com/vk-metal/vk-metal/internal/devices"
 	"github.com/vk-metal/vk-metal/internal/plugins"
@@ -27,10 +28,14 @@ func (a *agent) newPlugins() (tasks []task.Task, err error) {
 	if err != nil {
 		return nil, err
 	}
-	watcher := plugins.New(plugins.Options{
-		Dir: a.g.layout.PluginSockets(), Handlers: map[string]plugins.Handler{registerapi.CSIPlugin: a.pods.csi, registerapi.DevicePlugin: a.pods.devices}, Log: a.log,
-	})
-	return []task.Task{watcher, task.New("devices", a.pods.devices.Run), task.New("csi", func(ctx context.Context, ready func()) error {
+	a.pods.claims, err = claims.New(claims.Options{Layout: a.g.layout, NodeName: a.name, Client: a.client, Log: a.log})
+	if err != nil {
+		return nil, err
+	}
+	watcher := plugins.New(plugins.Options{Dir: a.g.layout.PluginSockets(), Log: a.log, Handlers: map[string]plugins.Handler{
+		registerapi.CSIPlugin: a.pods.csi, registerapi.DevicePlugin: a.pods.devices, registerapi.DRAPlugin: a.pods.claims,
+	}})
+	return []task.Task{watcher, task.New("devices", a.pods.devices.Run), task.New("claims", a.pods.claims.Run), task.New("csi", func(ctx context.Context, ready func()) error {
 		ready()
 		defer a.pods.csi.Close()
 		return a.pods.csi.Run(ctx)

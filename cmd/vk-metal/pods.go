@@ -16,6 +16,7 @@ import (
 	"github.com/vk-metal/vk-metal/hostgw"
 	"github.com/vk-metal/vk-metal/hostgw/wireguard"
 	"github.com/vk-metal/vk-metal/internal/apparmor"
+	"github.com/vk-metal/vk-metal/internal/claims"
 	"github.com/vk-metal/vk-metal/internal/csi"
 	"github.com/vk-metal/vk-metal/internal/devices"
 	"github.com/vk-metal/vk-metal/internal/diskuse"
@@ -46,6 +47,7 @@ type podParts struct {
 	disk     diskuse.Meter // of pods: what volumes, provider and the API know of it
 	csi      *csi.Manager
 	devices  *devices.Manager
+	claims   *claims.Manager
 	provider *provider.Provider
 }
 
@@ -122,7 +124,7 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 		NodeName: a.name, Client: a.client, Layout: a.g.layout,
 		Runtime: a.pods.systemd, Executor: a.pods.systemd, Usage: a.pods.systemd, Network: a.networkOfPods(), Policy: a.admission(), Readiness: a.readiness(), Images: a.pods.images,
 		Volumes: a.pods.volumes, Disk: &a.pods.disk, Objects: source, Probes: prober, Logs: logStreams{a.g.layout, a.cfg.Logs}, Sandbox: sandbox.New(a.g.layout),
-		AppArmor: armor, Devices: a.pods.devices,
+		AppArmor: armor, Devices: a.pods.devices, Claims: a.pods.claims,
 		Services: services.Lister(), Hold: hold, Static: a.staticPods, Recorder: a.recorder, Log: a.log, DNS: a.dns(), HostIPs: a.hostIPs,
 		Node: provider.NodeFacts{
 			MemoryCapacity: a.nodeOptions().Host.Meminfo()["MemTotal"], Allocatable: allocatable, Self: a.self,

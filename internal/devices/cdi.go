@@ -21,12 +21,15 @@ type Node struct {
 // nodeMode is that of a node whose specification names none (a container runtime's).
 const nodeMode = 0o666
 
-// addCDI adds what the specifications of the Container Device Interface say of the devices, by
+// AddCDI adds what the specifications of the Container Device Interface say of the devices, by
 // their qualified names (vendor.com/class=name). They are read anew each time: plugins write
 // them when they like. What this node cannot do for a device is an error.
-func (l *Lent) addCDI(dirs, names []string) error {
+func (l *Lent) AddCDI(dirs, names []string) error {
 	if len(names) == 0 {
 		return nil
+	}
+	if l.Env == nil {
+		l.Env = map[string]string{}
 	}
 	cache, err := cdi.NewCache(cdi.WithSpecDirs(dirs...), cdi.WithAutoRefresh(false))
 	if err != nil {

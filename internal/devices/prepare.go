@@ -63,7 +63,7 @@ func (m *Manager) Prepare(ctx context.Context, podUID, container string) (Lent, 
 			names = append(names, d.Name)
 		}
 	}
-	return out, out.addCDI(m.o.SpecDirs, names)
+	return out, out.AddCDI(m.o.SpecDirs, names)
 }
 
 func preStart(ctx context.Context, p *plugin, ids []string) error {

@@ -37,15 +37,7 @@ type Policy struct {
 
 const notYet = "not supported by this version of vk-metal"
 
-// podRules and containerRules are the table of what is refused.
-var podRules = []struct {
-	field   string
-	reason  string
-	refused func(*corev1.PodSpec) bool
-}{
-	{"spec.resourceClaims", notYet, func(s *corev1.PodSpec) bool { return len(s.ResourceClaims) > 0 }},
-}
-
+// containerRules are the table of what is refused.
 var containerRules = []struct {
 	field   string
 	reason  string
@@ -61,11 +53,6 @@ var containerRules = []struct {
 // Refusals lists what of the pod cannot be honoured on this node.
 func Refusals(pod *corev1.Pod, policy Policy) []Refusal {
 	refusals := slices.Concat(admission(pod, policy), hostSecurity(pod, policy), linesOf(pod), usersRefused(pod, policy))
-	for _, rule := range podRules {
-		if rule.refused(&pod.Spec) {
-			refusals = append(refusals, Refusal{Field: rule.field, Reason: rule.reason})
-		}
-	}
 	refusals = append(refusals, hugePagesRefused(pod, policy)...)
 	for _, c := range Containers(pod) {
 		for _, rule := range containerRules {

@@ -1,10 +1,12 @@
-// Command plugins is a CSI driver and a device plugin for tests: as simple as can be, made
+// Command plugins is a CSI driver, a device plugin and a DRA driver for tests: as simple as can be, made
 // from the interfaces' own modules, and registered with the node as any is.
 //
 //	plugins csi NAME DATA      volumes are directories below DATA, mounted by bind
 //	plugins device RESOURCE N [KIND]
 //	                           N devices, all of them /dev/full; with KIND also the CDI devices
 //	                           KIND=ID
+//	plugins dra DRIVER DIRECTORY
+//	                           a device of each ResourceClaim, with its CDI specification in DIRECTORY
 package main
 
 import (
@@ -20,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	deviceapi "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
+	drav1 "k8s.io/kubelet/pkg/apis/dra/v1"
 	registerapi "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 )
 
@@ -36,7 +39,7 @@ func main() {
 
 func run(ctx context.Context, args []string) error {
 	if len(args) != 3 && len(args) != 4 {
-		return fmt.Errorf("usage: plugins csi NAME DATA, or plugins device RESOURCE N [KIND]")
+		return fmt.Errorf("usage: plugins csi NAME DATA, plugins device RESOURCE N [KIND], or plugins dra DRIVER DIRECTORY")
 	}
 	server := grpc.NewServer()
 	info := &registerapi.PluginInfo{Name: args[1]}
@@ -51,6 +54,9 @@ func run(ctx context.Context, args []string) error {
 		}
 		info.Type, info.SupportedVersions = registerapi.DevicePlugin, []string{deviceapi.Version}
 		deviceapi.RegisterDevicePluginServer(server, &devices{count: count, kinds: args[3:]})
+	case "dra":
+		info.Type, info.SupportedVersions = registerapi.DRAPlugin, []string{drav1.DRAPluginService}
+		drav1.RegisterDRAPluginServer(server, &claims{driver: args[1], specs: args[2]})
 	default:
 		return fmt.Errorf("there is no plugin %q", args[0])
 	}
