@@ -24,7 +24,7 @@ func WriteReport(file string, runs []*Run, mutations map[string]*Run) error {
 	merged := merge(runs)
 	var text strings.Builder
 	text.WriteString("# Conformance\n\nWritten by `make conformance-report` from results of upstream's end-to-end suite (Kubernetes 1.35.4) on\n" +
-		"vk-metal machines of the test rig. Do not edit. [conformance-images.md](conformance-images.md) says what the tests' images are made from.\n\n" +
+		"vk-metal machines of the test rig. Do not edit. [conformance-images.md](conformance-images.md) says what the tests' images are made from, [conformance-node.md](conformance-node.md) how other node tests ended.\n\n" +
 		"`make conformance` boots a control plane and two machines and runs all tests; interrupted, it goes on where it was.\n" +
 		"FOCUS and SKIP choose among all upstream tests by expression, KEEP=1 leaves the cluster for the next run. CI runs the\n" +
 		"short list, `make conformance-short` (tests/conformance/short.txt).\n\n")
