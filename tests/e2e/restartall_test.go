@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/vk-metal/vk-metal/tests/registry"
+	"github.com/vk-metal/vk-metal/tests/workload"
 )
 
 // restartGates are what the API server needs for TestRestartAllContainers.
@@ -20,7 +21,7 @@ func TestRestartAllContainers(t *testing.T) {
 	e := setupMore(t)
 	pod := e.create(e.restartsAll("all"))
 	before := e.waitPod(pod.Name, podTimeout, running)
-	e.exec(before, "touch", "/mnt/go")
+	e.inMain(before, "touch", "/mnt/go")
 	e.waitPod(pod.Name, podTimeout, func(p *corev1.Pod) string {
 		if c := e.conditionOf(p, corev1.AllContainersRestarting); c.Status != corev1.ConditionTrue {
 			return fmt.Sprintf("condition %+v", c)
@@ -35,9 +36,19 @@ func TestRestartAllContainers(t *testing.T) {
 	if c := e.conditionOf(after, corev1.AllContainersRestarting); c.Status != corev1.ConditionFalse {
 		t.Errorf("condition %+v", c)
 	}
-	if got := e.exec(after, "sh", "-c", "cat /mnt/order; ls /mnt"); got != "init\nside\ninit\nside\ngo\norder\nsource\n" {
+	if got := e.inMain(after, "sh", "-c", "cat /mnt/order; ls /mnt"); got != "init\nside\ninit\nside\ngo\norder\nsource\n" {
 		t.Errorf("the volume has %q", got)
 	}
+}
+
+// inMain runs a command in the container main of a pod with several.
+func (e *env) inMain(pod *corev1.Pod, argv ...string) string {
+	e.Helper()
+	stdout, stderr, err := workload.Exec(e.Context(), e.c.Config, pod, "main", nil, argv...)
+	if err != nil {
+		e.Fatalf("exec %v: %v: %s", argv, err, stderr)
+	}
+	return stdout
 }
 
 // restartsAll is a pod whose container "source" exits with 42 once there is /mnt/go; a rule
