@@ -90,7 +90,7 @@ func (w *worker) applyResize(ctx context.Context, pod *corev1.Pod, before, wante
 			limits[unit] = podplan.ContainerResources(pod, c)
 		}
 	}
-	if err := w.checkUsage(ctx, before, wanted, limits); err != nil {
+	if err := w.checkUsage(ctx, before, wanted, limits, units); err != nil {
 		return err
 	}
 	if err := set(ctx, wanted.Name, widest(before.Resources, wanted.Resources)); err != nil {
@@ -114,7 +114,7 @@ func (w *worker) applyResize(ctx context.Context, pod *corev1.Pod, before, wante
 
 // checkUsage refuses limits below what is in use: the kernel would kill for them (v2) or
 // refuse them after the rest was changed (v1).
-func (w *worker) checkUsage(ctx context.Context, before, wanted systemd.Slice, limits map[string]systemd.Resources) error {
+func (w *worker) checkUsage(ctx context.Context, before, wanted systemd.Slice, limits map[string]systemd.Resources, units map[string]podplan.Resize) error {
 	if w.p.deps.Usage == nil {
 		return nil
 	}
@@ -138,8 +138,12 @@ func (w *worker) checkUsage(ctx context.Context, before, wanted systemd.Slice, l
 		}
 		shrinks := stats.MemoryLimit == 0 || *r.MemoryMax < stats.MemoryLimit
 		if shrinks && stats.MemoryUsage >= *r.MemoryMax {
-			return fmt.Errorf("cannot decrease memory limits: attempting to set memory limit (%d) of %s below current usage (%d)",
-				*r.MemoryMax, name, stats.MemoryUsage)
+			whose := "pod"
+			if unit, ok := units[name]; ok {
+				whose = fmt.Sprintf("container %q", unit.Container)
+			}
+			return fmt.Errorf("cannot decrease memory limits: attempting to set %s memory limit (%d) below current usage (%d)",
+				whose, *r.MemoryMax, stats.MemoryUsage)
 		}
 	}
 	return nil

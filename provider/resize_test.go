@@ -2,12 +2,16 @@ package provider
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"testing/synctest"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/vk-metal/vk-metal/provider/podplan"
+	"github.com/vk-metal/vk-metal/systemd"
 )
 
 func guaranteed(cpu string) corev1.ResourceRequirements {
@@ -127,4 +131,30 @@ func TestRoomOfADeletedPod(t *testing.T) {
 		w.delete("b", 0)
 		w.until("nothing left", func() bool { return len(w.left()) == 0 })
 	})
+}
+
+// heavy is a node where every group uses a mebibyte of two.
+type heavy struct{ Usage }
+
+func (heavy) Stats(context.Context, string) (systemd.Stats, error) {
+	return systemd.Stats{MemoryUsage: 1 << 20, MemoryLimit: 2 << 20}, nil
+}
+
+// TestMemoryInUseIsNotTakenAway: in a kubelet's words, which name the container or the pod.
+func TestMemoryInUseIsNotTakenAway(t *testing.T) {
+	little, enough := uint64(10<<10), uint64(3<<20)
+	w := &worker{p: &Provider{deps: Deps{Usage: heavy{}}}}
+	units := map[string]podplan.Resize{"c.service": {Container: "c1"}}
+	for want, tc := range map[string]struct{ container, pod *uint64 }{
+		`cannot decrease memory limits: attempting to set container "c1" memory limit (10240) below current usage (1048576)`: {&little, &enough},
+		"cannot decrease memory limits: attempting to set pod memory limit (10240) below current usage (1048576)":             {&enough, &little},
+		"": {&enough, &enough},
+	} {
+		limits := map[string]systemd.Resources{"c.service": {MemoryMax: tc.container}}
+		wanted := systemd.Slice{Name: "pod.slice", Resources: systemd.Resources{MemoryMax: tc.pod}}
+		err := w.checkUsage(t.Context(), systemd.Slice{}, wanted, limits, units)
+		if got := fmt.Sprint(err); want != "" && got != want || want == "" && err != nil {
+			t.Errorf("got %s, want %s", got, want)
+		}
+	}
 }
