@@ -147,7 +147,7 @@ func TestMemoryInUseIsNotTakenAway(t *testing.T) {
 	units := map[string]podplan.Resize{"c.service": {Container: "c1"}}
 	for want, tc := range map[string]struct{ container, pod *uint64 }{
 		`cannot decrease memory limits: attempting to set container "c1" memory limit (10240) below current usage (1048576)`: {&little, &enough},
-		"cannot decrease memory limits: attempting to set pod memory limit (10240) below current usage (1048576)":             {&enough, &little},
+		"cannot decrease memory limits: attempting to set pod memory limit (10240) below current usage (1048576)":            {&enough, &little},
 		"": {&enough, &enough},
 	} {
 		limits := map[string]systemd.Resources{"c.service": {MemoryMax: tc.container}}
