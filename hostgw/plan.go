@@ -149,9 +149,9 @@ func (p *plan) take(peer Peer, cidr netip.Prefix) error {
 // podCIDR that must not be reached otherwise has a route that says so, and an error.
 func (p *plan) routeTo(peer Peer, cidr netip.Prefix) (route, error) {
 	way := p.in.tunnels.Ways[peer.Name]
-	switch {
-	case way.Err != nil:
-		p.errs[peer.Name] = append(p.errs[peer.Name], fmt.Errorf("encrypt for %s: %w", cidr, way.Err))
+	switch failed := way.Err; {
+	case failed != nil:
+		p.errs[peer.Name] = append(p.errs[peer.Name], fmt.Errorf("encrypt for %s: %w", cidr, failed))
 		return route{dst: cidr, unreachable: true, blocked: true}, nil
 	case way.Link != 0:
 		return route{dst: cidr, link: way.Link}, nil

@@ -54,11 +54,11 @@ func TestMeterIsBoundByCost(t *testing.T) {
 		}
 		m.trees[dir].took = 2 * time.Second
 		grow(t, dir, "a")
-		time.Sleep(meterShare*2*time.Second - 1)
+		time.Sleep(meterShare*2*time.Second - time.Nanosecond)
 		if got, err := m.Measure(t.Context(), dir, time.Second); err != nil || got.Inodes != 1 {
 			t.Errorf("got %+v, %v: it was measured again", got, err)
 		}
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		if got, err := m.Measure(t.Context(), dir, time.Second); err != nil || got.Inodes != 2 {
 			t.Errorf("got %+v, %v", got, err)
 		}

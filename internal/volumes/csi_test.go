@@ -142,7 +142,7 @@ func TestVolumesDoNotWaitForOneAnother(t *testing.T) {
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		if strings.Contains("bad worse", v.Name) {
+		if v.Name == "bad" || v.Name == "worse" {
 			return errors.New("no " + v.Name)
 		}
 		return nil

@@ -97,7 +97,7 @@ func TestVolumeOfOnePod(t *testing.T) {
 		t.Fatal(err)
 	}
 	claims.bind("data", local(t.TempDir()), func(_ *corev1.PersistentVolumeClaim, pv *corev1.PersistentVolume) {
-		pv.Spec.AccessModes = append(modes, corev1.ReadWriteOnce)
+		pv.Spec.AccessModes = []corev1.PersistentVolumeAccessMode{corev1.ReadWriteOncePod, corev1.ReadWriteOnce}
 	})
 	prepare(t, m, one, PodInfo{})
 	prepare(t, m, other, PodInfo{})
