@@ -83,11 +83,16 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 	if err != nil {
 		return nil, err
 	}
-	source := objects.NewSource(ctx, a.client, objects.Options{Logger: a.log})
+	source := objects.NewSource(ctx, a.client, objects.Options{
+		Logger: a.log, Node: a.self,
+		Warn: func(pod *corev1.Pod, reason, message string) {
+			a.recorder.Event(pod, corev1.EventTypeWarning, reason, message)
+		},
+	})
 	a.pods.logins.UseAccounts(source)
 	allocatable := func() corev1.ResourceList { return a.node.Latest().Status.Allocatable }
 	a.pods.volumes, err = volumes.NewManager(volumes.Options{
-		Layout: a.g.layout, Objects: source, Claims: volumes.APIClaims{Client: a.client}, CSI: a.pods.csi, Node: a.self, NodeAllocatable: allocatable, Disk: &a.pods.disk, Logger: a.log,
+		Layout: a.g.layout, Objects: source, TrustBundles: source, Certificates: source, Claims: volumes.APIClaims{Client: a.client}, CSI: a.pods.csi, Node: a.self, NodeAllocatable: allocatable, Disk: &a.pods.disk, Logger: a.log,
 	})
 	if err != nil {
 		return nil, err

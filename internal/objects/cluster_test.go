@@ -81,7 +81,7 @@ func TestAsANode(t *testing.T) {
 	}
 }
 
-func createPod(t *testing.T, cluster *testcluster.Cluster) *corev1.Pod {
+func createPod(t *testing.T, cluster *testcluster.Cluster, more ...corev1.Volume) *corev1.Pod {
 	t.Helper()
 	api := cluster.Admin.CoreV1()
 	if _, err := api.Nodes().Create(t.Context(), &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n1"}}, metav1.CreateOptions{}); err != nil {
@@ -100,7 +100,7 @@ func createPod(t *testing.T, cluster *testcluster.Cluster) *corev1.Pod {
 		ObjectMeta: metav1.ObjectMeta{Name: "web"},
 		Spec: corev1.PodSpec{
 			NodeName: "n1", Containers: []corev1.Container{{Name: "c", Image: "x"}},
-			Volumes: []corev1.Volume{volume("cfg"), volume("late")},
+			Volumes: append(more, volume("cfg"), volume("late")),
 		},
 	}, metav1.CreateOptions{})
 	if err != nil {

@@ -1,5 +1,6 @@
 // Package objects holds the API objects that a node may read one at a time:
-// ConfigMaps, Secrets and service-account tokens of the pods that run here.
+// ConfigMaps, Secrets, service-account tokens and certificates of the pods that run here, and
+// ClusterTrustBundles.
 //
-// It owns the watches and the token cache; it must not know what the objects are for.
+// It owns the watches, the token cache and the requests for certificates; it must not know what the objects are for.
 package objects

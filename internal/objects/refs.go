@@ -8,7 +8,23 @@ import (
 const (
 	kindConfigMap = "ConfigMap"
 	kindSecret    = "Secret"
+	// All objects of these are watched by one watch each.
+	kindBundle  = "ClusterTrustBundle"
+	kindSigner  = "ClusterTrustBundle of a signer" // named by the signer
+	kindRequest = "PodCertificateRequest"          // without a name: which there are is not in the spec
 )
+
+// collectedAs is the kind of the collection in which objects of a kind are; empty for what is
+// watched one by one.
+func collectedAs(kind string) string {
+	switch kind {
+	case kindBundle, kindSigner:
+		return kindBundle
+	case kindRequest:
+		return kindRequest
+	}
+	return ""
+}
 
 // key names one object.
 type key struct{ kind, namespace, name string }
@@ -16,7 +32,7 @@ type key struct{ kind, namespace, name string }
 // References of a pod, as a set.
 type refs map[key]struct{}
 
-// podRefs collects every ConfigMap and Secret that a pod names: env, envFrom, volumes,
+// podRefs collects every object that a pod names: env, envFrom, volumes,
 // imagePullSecrets, of all kinds of containers.
 func podRefs(pod *corev1.Pod) refs {
 	w := walker{namespace: pod.Namespace, refs: refs{}}
@@ -87,6 +103,12 @@ func (w walker) volume(v *corev1.VolumeSource) {
 			}
 			if s.Secret != nil {
 				w.secret(s.Secret.Name)
+			}
+			if s.ClusterTrustBundle != nil {
+				w.bundle(s.ClusterTrustBundle)
+			}
+			if s.PodCertificate != nil {
+				w.refs[key{kind: kindRequest}] = struct{}{}
 			}
 		}
 	case v.CSI != nil && v.CSI.NodePublishSecretRef != nil:

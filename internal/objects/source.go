@@ -17,7 +17,11 @@ import (
 type Options struct {
 	// FirstAnswer bounds the waiting for a new watch; default 10 s.
 	FirstAnswer time.Duration
-	Logger      *slog.Logger
+	// Node is our own Node, nil while it is not known; without it there are no certificates for pods.
+	Node func() *corev1.Node
+	// Warn tells an event of a pod.
+	Warn   func(pod *corev1.Pod, reason, message string)
+	Logger *slog.Logger
 }
 
 // Cache is the node's Source. It is safe for concurrent use.
@@ -31,10 +35,12 @@ type Cache struct {
 	mu       sync.Mutex
 	pods     map[string]refs // by UID
 	objects  map[key]*object
+	many     map[string]*collection      // by kind
 	users    map[key]map[string]struct{} // pod UIDs
 	handlers []func(string)
 
-	tokens tokenCache
+	tokens       tokenCache
+	certificates certificateCache
 }
 
 var _ Source = (*Cache)(nil)
@@ -44,15 +50,23 @@ func NewSource(ctx context.Context, client kubernetes.Interface, opts Options) *
 	if opts.FirstAnswer == 0 {
 		opts.FirstAnswer = 10 * time.Second
 	}
+	if opts.Node == nil {
+		opts.Node = func() *corev1.Node { return nil }
+	}
+	if opts.Warn == nil {
+		opts.Warn = func(*corev1.Pod, string, string) {}
+	}
 	if opts.Logger == nil {
 		opts.Logger = slog.Default()
 	}
 	c := &Cache{
 		ctx: ctx, client: client, opts: opts, log: opts.Logger,
-		pods: map[string]refs{}, objects: map[key]*object{}, users: map[key]map[string]struct{}{},
+		pods: map[string]refs{}, objects: map[key]*object{}, many: map[string]*collection{}, users: map[key]map[string]struct{}{},
 	}
 	c.tokens.init(c.tellPod)
+	c.certificates.init(c.tellPod)
 	context.AfterFunc(ctx, c.tokens.clear)
+	context.AfterFunc(ctx, c.certificates.clear)
 	return c
 }
 
@@ -82,6 +96,7 @@ func (c *Cache) Register(pod *corev1.Pod) {
 // Unregister implements Source.
 func (c *Cache) Unregister(podUID string) {
 	c.tokens.forget(podUID)
+	c.certificates.forget(podUID)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for k := range c.pods[podUID] {
@@ -96,6 +111,10 @@ func (c *Cache) acquire(k key, uid string) {
 		c.users[k] = map[string]struct{}{}
 	}
 	c.users[k][uid] = struct{}{}
+	if kind := collectedAs(k.kind); kind != "" {
+		c.collect(kind)
+		return
+	}
 	if c.objects[k] != nil || c.ctx.Err() != nil {
 		return
 	}
@@ -113,10 +132,51 @@ func (c *Cache) release(k key, uid string) {
 		return
 	}
 	delete(c.users, k)
+	if kind := collectedAs(k.kind); kind != "" {
+		c.uncollect(kind)
+		return
+	}
 	if o := c.objects[k]; o != nil {
 		o.stop()
 		delete(c.objects, k)
 	}
+}
+
+// collect starts the watch of all objects of a kind with the first that refers to any. The lock is
+// held.
+func (c *Cache) collect(kind string) {
+	if c.many[kind] != nil || c.ctx.Err() != nil {
+		return
+	}
+	open, changed := c.bundleAPI, c.bundleChanged
+	if kind == kindRequest {
+		open, changed = c.requestAPI, c.requestChanged
+	}
+	all := newCollection(kind, changed)
+	ctx, stop := context.WithCancel(c.ctx)
+	all.stop = stop
+	c.many[kind] = all
+	c.wg.Go(func() { all.run(ctx, c.client, open) })
+}
+
+// uncollect ends the watch of all objects of a kind if nobody refers to any. The lock is held.
+func (c *Cache) uncollect(kind string) {
+	for k := range c.users {
+		if collectedAs(k.kind) == kind {
+			return
+		}
+	}
+	if all := c.many[kind]; all != nil {
+		all.stop()
+		delete(c.many, kind)
+	}
+}
+
+// collected is nil if no registered pod refers to an object of the kind.
+func (c *Cache) collected(kind string) *collection {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.many[kind]
 }
 
 // OnChange implements Source. Handlers must return quickly.
@@ -131,6 +191,21 @@ func (c *Cache) tellUsers(k key) {
 	uids := slices.Sorted(maps.Keys(c.users[k]))
 	c.mu.Unlock()
 	for _, uid := range uids {
+		c.tellPod(uid)
+	}
+}
+
+// tellUsersOf tells each pod once that refers to any object that matches.
+func (c *Cache) tellUsersOf(match func(key) bool) {
+	uids := map[string]struct{}{}
+	c.mu.Lock()
+	for k, users := range c.users {
+		if match(k) {
+			maps.Copy(uids, users)
+		}
+	}
+	c.mu.Unlock()
+	for _, uid := range slices.Sorted(maps.Keys(uids)) {
 		c.tellPod(uid)
 	}
 }

@@ -213,6 +213,10 @@ func TestRefs(t *testing.T) {
 			{ConfigMap: &corev1.ConfigMapProjection{LocalObjectReference: corev1.LocalObjectReference{Name: "pcm"}}},
 			{Secret: &corev1.SecretProjection{LocalObjectReference: corev1.LocalObjectReference{Name: "ps"}}},
 			{DownwardAPI: &corev1.DownwardAPIProjection{}},
+			{ClusterTrustBundle: named("b")},
+			{ClusterTrustBundle: signedBy("s/x", nil)},
+			{ClusterTrustBundle: &corev1.ClusterTrustBundleProjection{}},
+			{PodCertificate: &corev1.PodCertificateProjection{}},
 		}}}},
 		corev1.Volume{VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}},
 	)
@@ -221,7 +225,7 @@ func TestRefs(t *testing.T) {
 		got = append(got, k.kind[:1]+":"+k.name)
 	}
 	slices.Sort(got)
-	want := strings.Fields("C:cm1 C:cm2 C:cm3 C:cmf1 C:cmf2 C:cmf3 C:pcm C:volcm S:ps S:pull S:s1 S:s2 S:s3 S:sf1 S:sf2 S:sf3 S:vols")
+	want := strings.Fields("C:b C:cm1 C:cm2 C:cm3 C:cmf1 C:cmf2 C:cmf3 C:pcm C:s/x C:volcm P: S:ps S:pull S:s1 S:s2 S:s3 S:sf1 S:sf2 S:sf3 S:vols")
 	if !slices.Equal(got, want) {
 		t.Errorf("refs %v, want %v", got, want)
 	}

@@ -42,6 +42,7 @@ type Cluster struct {
 	dir  string
 	bin  string
 	etcd string
+	more []string // arguments of API servers
 	apis []*exec.Cmd
 	port []int
 }
@@ -52,12 +53,14 @@ type Options struct {
 	APIServers int
 	// SigningDuration is the life of certificates that the cluster signs; 0 is a day.
 	SigningDuration time.Duration
+	// APIServer are more arguments of the API servers.
+	APIServer []string
 }
 
 // Start starts a control plane and waits until it is ready.
 func Start(t testing.TB, o Options) *Cluster {
 	t.Helper()
-	c := &Cluster{t: t, bin: binary(t), dir: t.TempDir(), CA: NewCA(t, "kubernetes")}
+	c := &Cluster{t: t, bin: binary(t), more: o.APIServer, dir: t.TempDir(), CA: NewCA(t, "kubernetes")}
 	c.files()
 	c.startEtcd()
 	for range max(o.APIServers, 1) {
@@ -108,12 +111,14 @@ func (c *Cluster) startEtcd() {
 // StartAPIServer starts the i-th API server (again) and waits until it is ready.
 func (c *Cluster) StartAPIServer(i int) {
 	c.t.Helper()
-	c.apis[i] = c.start("kube-apiserver", "--etcd-servers="+c.etcd, fmt.Sprintf("--secure-port=%d", c.port[i]), "--bind-address=127.0.0.1",
-		"--advertise-address=127.0.0.1", "--tls-cert-file="+c.path("server.crt"), "--tls-private-key-file="+c.path("server.key"),
-		"--client-ca-file="+c.path("ca.crt"), "--service-account-issuer=https://kubernetes.default.svc",
-		"--service-account-key-file="+c.path("sa.key"), "--service-account-signing-key-file="+c.path("sa.key"),
+	c.apis[i] = c.start("kube-apiserver", append([]string{
+		"--etcd-servers=" + c.etcd, fmt.Sprintf("--secure-port=%d", c.port[i]), "--bind-address=127.0.0.1",
+		"--advertise-address=127.0.0.1", "--tls-cert-file=" + c.path("server.crt"), "--tls-private-key-file=" + c.path("server.key"),
+		"--client-ca-file=" + c.path("ca.crt"), "--service-account-issuer=https://kubernetes.default.svc",
+		"--service-account-key-file=" + c.path("sa.key"), "--service-account-signing-key-file=" + c.path("sa.key"),
 		"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--service-cluster-ip-range=10.96.0.0/16",
-		"--enable-bootstrap-token-auth", "--allow-privileged", "--endpoint-reconciler-type=none", "--watch-cache=true")
+		"--enable-bootstrap-token-auth", "--allow-privileged", "--endpoint-reconciler-type=none", "--watch-cache=true",
+	}, c.more...)...)
 	c.await("kube-apiserver", c.URLs[i]+"/readyz", c.httpClient())
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"path"
 	"path/filepath"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -161,25 +160,28 @@ func pick(data map[string][]byte, items []corev1.KeyToPath, mode int32, optional
 	return files, nil
 }
 
-// projected merges its sources, later ones over earlier ones.
+// projected merges its sources, later ones over earlier ones. None waits for what another one is
+// asking a signer for.
 func (v volume) projected(ctx context.Context, src *corev1.ProjectedVolumeSource) (payload, error) {
-	files := payload{}
-	var errs []error
-	for i := range src.Sources {
-		part, err := v.projection(ctx, &src.Sources[i], mode(src.DefaultMode))
-		if err != nil {
-			errs = append(errs, v.fail(fmt.Sprintf("projected.sources[%d]%s", i, projectionField(&src.Sources[i])), err))
-			continue
+	parts := make([]payload, len(src.Sources))
+	err := sideBySide(len(parts), func(i int) (err error) {
+		if parts[i], err = v.projection(ctx, src, i); err != nil {
+			return v.fail(fmt.Sprintf("projected.sources[%d]%s", i, projectionField(&src.Sources[i])), err)
 		}
+		return nil
+	})
+	files := payload{}
+	for _, part := range parts {
 		for p, f := range part {
 			files[path.Clean(p)] = f
 		}
 	}
-	return files, errors.Join(errs...)
+	return files, err
 }
 
-func (v volume) projection(ctx context.Context, s *corev1.VolumeProjection, mode int32) (payload, error) {
-	switch {
+func (v volume) projection(ctx context.Context, src *corev1.ProjectedVolumeSource, index int) (payload, error) {
+	mode := mode(src.DefaultMode)
+	switch s := &src.Sources[index]; {
 	case s.ConfigMap != nil:
 		return v.configMap(ctx, s.ConfigMap.Name, s.ConfigMap.Items, mode, isTrue(s.ConfigMap.Optional))
 	case s.Secret != nil:
@@ -188,8 +190,17 @@ func (v volume) projection(ctx context.Context, s *corev1.VolumeProjection, mode
 		return v.downward(s.DownwardAPI.Items, mode)
 	case s.ServiceAccountToken != nil:
 		return v.token(ctx, s.ServiceAccountToken, mode)
+	case s.ClusterTrustBundle != nil && v.m.opts.TrustBundles != nil:
+		return v.trustBundle(ctx, s.ClusterTrustBundle, mode)
+	case s.PodCertificate != nil && v.m.opts.Certificates != nil:
+		return v.podCertificate(ctx, s.PodCertificate, index, mode)
 	}
-	return nil, fmt.Errorf("sources of type %s are not supported by this node", strings.TrimPrefix(projectionField(s), "."))
+	return nil, unsupportedSource(setField(&src.Sources[index]))
+}
+
+// unsupportedSource refuses a source by its JSON name.
+func unsupportedSource(name string) error {
+	return fmt.Errorf("sources of type %s are not supported by this node", name)
 }
 
 // projectionField is the JSON name of the source that is set, with a dot before it.
@@ -198,8 +209,7 @@ func projectionField(s *corev1.VolumeProjection) string { return "." + setField(
 // defaultTokenSeconds is the API's default for expirationSeconds.
 const defaultTokenSeconds = 3600
 
-// token is the service account's token. It is only for the pod's user when that is one user, and
-// for the fsGroup when there is one.
+// token is the service account's token.
 func (v volume) token(ctx context.Context, s *corev1.ServiceAccountTokenProjection, mode int32) (payload, error) {
 	seconds := int64(defaultTokenSeconds)
 	if s.ExpirationSeconds != nil {
@@ -209,11 +219,17 @@ func (v volume) token(ctx context.Context, s *corev1.ServiceAccountTokenProjecti
 	if err != nil {
 		return nil, err
 	}
+	return payload{s.Path: v.owned([]byte(token), mode)}, nil
+}
+
+// owned is a file for the pod's user when that is one user, and for the fsGroup when there is one;
+// only else it has the mode.
+func (v volume) owned(data []byte, mode int32) file {
 	user := podUser(v.pod)
 	if user != nil || v.info.FSGroup != nil {
 		mode = 0o600
 	}
-	return payload{s.Path: {data: []byte(token), mode: mode, uid: user}}, nil
+	return file{data: data, mode: mode, uid: user}
 }
 
 // podUser is the one user that all containers run as, nil when the pod does not say or they differ.

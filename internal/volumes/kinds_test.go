@@ -14,7 +14,6 @@ import (
 // docs/volumes.md says so.
 var refused = []string{
 	"iscsi", "fc", "cephfs", "rbd", "glusterfs", "quobyte", "scaleIO", "storageos", "flocker", "photonPersistentDisk", "flexVolume", "gitRepo",
-	"clusterTrustBundle", "podCertificate",
 }
 
 // each calls do with every member of a union of the API, and its JSON name.

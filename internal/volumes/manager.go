@@ -26,6 +26,9 @@ import (
 type Options struct {
 	Layout  paths.Layout
 	Objects objects.Source
+	// TrustBundles reads ClusterTrustBundles, Certificates asks for those of pods; nil refuses them.
+	TrustBundles objects.TrustBundles
+	Certificates objects.PodCertificates
 	// Claims reads claims and what they are bound to; nil refuses them.
 	Claims Claims
 	// CSI publishes volumes of drivers; nil refuses them.
@@ -109,6 +112,8 @@ const (
 	dirSecret    = "kubernetes.io~secret" //nolint:gosec // a directory name
 	dirProjected = "kubernetes.io~projected"
 	dirDownward  = "kubernetes.io~downward-api"
+	// dirCertificates is ours: what must not be lost of requests for certificates.
+	dirCertificates = "vk-metal~pod-certificates"
 )
 
 func (m *Manager) diskDir(uid string) string { return diskDir(m.opts.Layout, uid) }

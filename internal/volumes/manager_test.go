@@ -19,6 +19,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 
+	"github.com/vk-metal/vk-metal/internal/objects"
 	"github.com/vk-metal/vk-metal/internal/paths"
 )
 
@@ -28,6 +29,9 @@ type fakeSource struct {
 	cms     map[string]*corev1.ConfigMap
 	secrets map[string]*corev1.Secret
 	token   string
+	bundles []string
+	cert    objects.Credential
+	asked   []objects.CertificateSource
 	err     error
 }
 
@@ -65,6 +69,19 @@ func (f *fakeSource) Token(_ context.Context, _ *corev1.Pod, audience string, se
 	return fmt.Sprintf("%s/%s/%d", f.token, audience, seconds), f.err
 }
 
+func (f *fakeSource) TrustBundles(context.Context, *corev1.ClusterTrustBundleProjection) ([]string, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.bundles, f.err
+}
+
+func (f *fakeSource) PodCertificate(_ context.Context, s objects.CertificateSource) (objects.Credential, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.asked = append(f.asked, s)
+	return f.cert, f.err
+}
+
 func needRoot(t *testing.T) {
 	t.Helper()
 	if os.Geteuid() == 0 {
@@ -86,8 +103,8 @@ func testManager(t *testing.T) (*Manager, *fakeSource) {
 	src := &fakeSource{cms: map[string]*corev1.ConfigMap{}, secrets: map[string]*corev1.Secret{}, token: "tok"}
 	m, err := NewManager(Options{
 		Layout:  paths.Layout{Run: run, Lib: t.TempDir()},
-		Objects: src,
-		Logger:  slog.New(slog.DiscardHandler),
+		Objects: src, TrustBundles: src, Certificates: src,
+		Logger: slog.New(slog.DiscardHandler),
 		NodeAllocatable: func() corev1.ResourceList {
 			return corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("64Mi"), corev1.ResourceCPU: resource.MustParse("2")}
 		},

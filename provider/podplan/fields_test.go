@@ -66,7 +66,15 @@ var provenBy = []struct {
 	}},
 	{corev1.VolumeProjection{}, map[string]string{
 		"secret": "TestProjected", "downwardAPI": "TestProjected", "configMap": "TestProjected", "serviceAccountToken": "TestProjected",
-		"clusterTrustBundle": "TestEveryTypeOfVolume", "podCertificate": "TestEveryTypeOfVolume",
+		"clusterTrustBundle": "TestTrustBundles", "podCertificate": "TestPodCertificates",
+	}},
+	{corev1.ClusterTrustBundleProjection{}, map[string]string{
+		"name": "TestTrustBundlesOfTheCluster", "signerName": "TestTrustBundlesOfTheCluster", "labelSelector": "TestTrustBundlesOfTheCluster",
+		"optional": "TestTrustBundles", "path": "TestTrustBundles",
+	}},
+	{corev1.PodCertificateProjection{}, map[string]string{
+		"signerName": "TestCertificateOfAPod", "keyType": "TestKeysOfPods", "maxExpirationSeconds": "TestCertificateOfAPod", "userAnnotations": "TestCertificateOfAPod",
+		"credentialBundlePath": "TestPodCertificates", "keyPath": "TestPodCertificates", "certificateChainPath": "TestPodCertificates",
 	}},
 	{corev1.ServiceAccountTokenProjection{}, map[string]string{"audience": "TestProjected", "expirationSeconds": "TestProjected", "path": "TestProjected"}},
 	{corev1.ImageVolumeSource{}, map[string]string{"reference": "TestImageVolumes", "pullPolicy": "TestImageVolumes"}},

@@ -27,6 +27,10 @@ func (cp *ControlPlane) components() []component {
 		if cp.opts.FeatureGates != "" && all[i].program != "etcd" {
 			all[i].args = append(all[i].args, "--feature-gates="+cp.opts.FeatureGates)
 		}
+		if cp.opts.FeatureGates != "" && all[i].program == "kube-apiserver" {
+			// APIs that are off by default beside their gates: ClusterTrustBundles, PodCertificateRequests.
+			all[i].args = append(all[i].args, "--runtime-config=certificates.k8s.io/v1beta1=true")
+		}
 	}
 	return all
 }
