@@ -173,7 +173,9 @@ func testAPIThatIsNotServed(t *testing.T) {
 	}
 	// The API server is started anew with the API.
 	synctest.Wait()
+	client.Lock()
 	client.Resources = served("v1beta1", "clustertrustbundles")
+	client.Unlock()
 	time.Sleep(2 * time.Minute)
 	if got := toldNow(told); !slices.Equal(got, []string{"p"}) {
 		t.Errorf("told %v", got)
