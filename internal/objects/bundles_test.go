@@ -157,8 +157,8 @@ func TestAPIThatIsNotServed(t *testing.T) { synctest.Test(t, testAPIThatIsNotSer
 func testAPIThatIsNotServed(t *testing.T) {
 	// They sleep until some time after the process's start, which in here is decades away.
 	handlers := utilruntime.ErrorHandlers
-	t.Cleanup(func() { utilruntime.ErrorHandlers = handlers })
-	utilruntime.ErrorHandlers = nil
+	t.Cleanup(func() { utilruntime.ErrorHandlers = handlers }) //nolint:reassign // there is no other way to have none
+	utilruntime.ErrorHandlers = nil                            //nolint:reassign // as above
 	c, client, told := testSource(t, trustBundle("v1beta1", "a", "", "1"))
 	client.Resources = served("v1beta1", "certificatesigningrequests")
 	c.Register(podOfSources("p", corev1.VolumeProjection{ClusterTrustBundle: named("a")}))
