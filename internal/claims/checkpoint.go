@@ -6,7 +6,8 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"path/filepath"
+
+	"github.com/vk-metal/vk-metal/internal/durable"
 )
 
 func readCheckpoint(path string) (map[string]*claim, error) {
@@ -39,23 +40,8 @@ func (m *Manager) save() error {
 	if err != nil {
 		return fmt.Errorf("keep resource claims: %w", err)
 	}
-	if err := write(m.checkpointPath(), data); err != nil {
+	if err := durable.Replace(m.checkpointPath(), data); err != nil {
 		return fmt.Errorf("keep resource claims: %w", err)
 	}
 	return nil
-}
-
-func write(path string, data []byte) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
-		return err
-	}
-	f, err := os.OpenFile(path+".new", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(data)
-	if err := errors.Join(err, f.Sync(), f.Close()); err != nil {
-		return err
-	}
-	return os.Rename(path+".new", path)
 }
