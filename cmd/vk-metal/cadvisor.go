@@ -37,6 +37,7 @@ func (f figures) Cgroups(ctx context.Context) ([]cadvisor.Cgroup, error) {
 		f.whole(&groups[0])
 	}
 	known, slices := f.known(), map[string]bool{}
+	fs, fsErr := node.Statfs(f.host.Storage)
 	for _, unit := range units {
 		if !unit.Running() {
 			continue
@@ -58,7 +59,9 @@ func (f figures) Cgroups(ctx context.Context) ([]cadvisor.Cgroup, error) {
 		group.Namespace, group.Pod, group.Container, group.StartedAt = id.PodNamespace, id.PodName, id.Container, unit.StartedAt
 		group.Name = strings.TrimPrefix(podstatus.ContainerID(id.PodUID, id.Container, id.Attempt), podstatus.ContainerIDPrefix)
 		group.Image = imageOf(known[id.PodUID], id.Container)
-		group.Layer = f.layer(id.PodUID, id.Container)
+		if fsErr == nil {
+			group.Layer = f.layer(id.PodUID, id.Container, fs)
+		}
 		groups = append(groups, group)
 	}
 	return groups, nil
@@ -95,10 +98,9 @@ func (f figures) known() map[string]*corev1.Pod {
 }
 
 // layer is what the container has written as it was last measured, with the file system's size.
-func (f figures) layer(podUID, container string) *cadvisor.Layer {
+func (f figures) layer(podUID, container string, fs node.Filesystem) *cadvisor.Layer {
 	written, known := f.disk.Newest(f.layout.Layers(podUID, container), diskAge)
-	fs, err := node.Statfs(f.host.Storage)
-	if !known || err != nil {
+	if !known {
 		return nil
 	}
 	return &cadvisor.Layer{

@@ -67,7 +67,7 @@ func nodeLinks() *statsv1alpha1.NetworkStats {
 }
 
 // Pods implements nodestats.Source: the slices of the units that run, with their containers.
-func (f figures) Pods(ctx context.Context, disks bool) ([]nodestats.Pod, error) {
+func (f figures) Pods(ctx context.Context, whole bool) ([]nodestats.Pod, error) {
 	units, err := f.systemd.List(ctx)
 	if err != nil {
 		return nil, err
@@ -85,7 +85,9 @@ func (f figures) Pods(ctx context.Context, disks bool) ([]nodestats.Pod, error) 
 				continue
 			}
 			pods[id.PodUID] = &nodestats.Pod{Namespace: id.PodNamespace, Name: id.PodName, UID: id.PodUID, Reading: reading, StartedAt: unit.StartedAt}
-			pods[id.PodUID].Network = networkStats(links(known[id.PodUID], unit.MainPID))
+			if whole {
+				pods[id.PodUID].Network = networkStats(links(known[id.PodUID], unit.MainPID))
+			}
 			order = append(order, id.PodUID)
 		}
 		if id.Container == podplan.PauseName {
@@ -100,7 +102,7 @@ func (f figures) Pods(ctx context.Context, disks bool) ([]nodestats.Pod, error) 
 	for _, uid := range order {
 		list = append(list, *pods[uid])
 	}
-	f.describe(ctx, known, list, disks)
+	f.describe(ctx, known, list, whole)
 	return list, nil
 }
 
@@ -121,7 +123,7 @@ func networkStats(links []cadvisor.Link) *statsv1alpha1.NetworkStats {
 
 // describe takes the pods' start from their status, where it is known, and adds what they take of
 // disks.
-func (f figures) describe(ctx context.Context, known map[string]*corev1.Pod, list []nodestats.Pod, disks bool) {
+func (f figures) describe(ctx context.Context, known map[string]*corev1.Pod, list []nodestats.Pod, whole bool) {
 	for i := range list {
 		pod := known[list[i].UID]
 		if pod == nil {
@@ -130,7 +132,7 @@ func (f figures) describe(ctx context.Context, known map[string]*corev1.Pod, lis
 		if pod.Status.StartTime != nil {
 			list[i].StartedAt = pod.Status.StartTime.Time
 		}
-		if disks {
+		if whole {
 			f.addDisks(ctx, &list[i], pod)
 		}
 	}

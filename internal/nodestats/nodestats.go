@@ -62,9 +62,9 @@ type Pod struct {
 type Source interface {
 	// Node reads the whole server.
 	Node(ctx context.Context) (Reading, error)
-	// Pods reads all pods; one that ended meanwhile is left out. What they take of disks is
+	// Pods reads all pods; one that ended meanwhile is left out. Networks, and what they take of disks, are
 	// read on demand only.
-	Pods(ctx context.Context, disks bool) ([]Pod, error)
+	Pods(ctx context.Context, whole bool) ([]Pod, error)
 	// NodeFS and ImageFS read the file systems of pods and images.
 	NodeFS() (statsv1alpha1.FsStats, error)
 	ImageFS() (statsv1alpha1.FsStats, error)
