@@ -3,6 +3,8 @@ package provider
 import (
 	"context"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
@@ -101,9 +103,9 @@ func (w *worker) killAttempt(pod *corev1.Pod, a *attempt, k podplan.Kill, asked,
 		}
 		w.cancelOps(func(key string) bool { return key == killKey(a) })
 	}
-	kill, rec := *a.rec.Kill, a.rec
+	kill, rec, before := *a.rec.Kill, a.rec, w.ends(k.After)
 	o := w.begin(killKey(a), 100*time.Millisecond, func(ctx context.Context) (any, error) {
-		alive, err := w.stopProcess(ctx, pod, c, rec, kill, a.ended)
+		alive, err := w.stopProcess(ctx, pod, c, rec, kill, before, a.ended)
 		if err == nil && alive {
 			err = w.killAll(ctx, pod, c, rec, a.ended, podEnds)
 		}
@@ -114,6 +116,19 @@ func (w *worker) killAttempt(pod *corev1.Pod, a *attempt, k podplan.Kill, asked,
 		w.wakeAfter(5 * time.Second)
 	}
 	return nil
+}
+
+// ends are the channels that tell of the ends of containers that run.
+func (w *worker) ends(containers []string) []<-chan struct{} {
+	var out []<-chan struct{}
+	for _, name := range containers {
+		for _, a := range w.attempts[name] {
+			if a.exit == nil {
+				out = append(out, a.ended)
+			}
+		}
+	}
+	return out
 }
 
 func killKey(a *attempt) string { return fmt.Sprintf("kill/%s/%d", a.rec.Container, a.rec.Number) }
@@ -128,23 +143,60 @@ func (w *worker) quietProbes(a *attempt, podEnds bool) {
 	w.p.deps.Probes.Stop(string(w.uid), a.rec.Container)
 }
 
-// stopProcess runs the preStop hook and sends the stop signal. It says whether KILL is due:
-// the grace period is over and the process still alive.
-func (w *worker) stopProcess(ctx context.Context, pod *corev1.Pod, c podplan.Container, rec attemptRecord, kill killRecord, ended <-chan struct{}) (alive bool, err error) {
-	var hookEnded time.Time
+// stopProcess runs the preStop hook, waits for the container's turn and sends the stop signal. It
+// says whether KILL is due: the grace period is over and the process still alive.
+func (w *worker) stopProcess(ctx context.Context, pod *corev1.Pod, c podplan.Container, rec attemptRecord, kill killRecord, before []<-chan struct{}, ended <-chan struct{}) (alive bool, err error) {
+	var held time.Time
 	if !kill.Abrupt {
-		if hookEnded, err = w.preStopOnce(ctx, pod, c, rec, kill.Until, ended); err != nil {
+		if held, err = w.preStopOnce(ctx, pod, c, rec, kill.Until, ended); err != nil {
 			return false, err
 		}
 	}
-	killAt := podplan.KillTimes(kill.Begun, kill.Until.Sub(kill.Begun), hookEnded)
-	if err := w.signal(ctx, "term", rec, signalOf(rec.StopSignal), false); err != nil {
+	if len(before) > 0 {
+		waitTurn(ctx, before, ended, kill.Until)
+		held = time.Now()
+	}
+	if ctx.Err() != nil {
+		return false, ctx.Err()
+	}
+	killAt := podplan.KillTimes(kill.Begun, kill.Until.Sub(kill.Begun), held)
+	if err := w.askToStop(ctx, rec); err != nil {
 		w.log.Warn("Cannot ask a container to stop", "container", c.Name, "err", err)
 	}
 	if died(ctx, ended, time.Until(killAt)) {
 		return false, nil
 	}
 	return true, ctx.Err() // cut short: the next round has the new time
+}
+
+// waitTurn waits for the ends of others, at most for that of the process itself or the grace period.
+func waitTurn(ctx context.Context, before []<-chan struct{}, ended <-chan struct{}, until time.Time) {
+	ctx, cancel := context.WithDeadline(ctx, until)
+	defer cancel()
+	for _, other := range before {
+		select {
+		case <-other:
+		case <-ended:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// askToStop sends the stop signal, once in the attempt's life: to many programs a second one
+// means to drop everything. Neither a shorter grace period nor a new agent repeats it.
+func (w *worker) askToStop(ctx context.Context, rec attemptRecord) error {
+	mark := filepath.Join(w.p.deps.Layout.AttemptRun(string(w.uid), rec.Container, rec.Number), stopFile)
+	if _, err := os.Lstat(mark); err == nil {
+		return nil
+	}
+	return w.step("term", func() error {
+		if err := w.signal(ctx, rec, signalOf(rec.StopSignal), false); err != nil {
+			return err
+		}
+		return writeFile(mark, nil, 0o600)
+	})
 }
 
 // killAll kills all processes of an attempt and gives them some time to be gone. A process
@@ -162,7 +214,7 @@ func (w *worker) killAll(ctx context.Context, pod *corev1.Pod, c podplan.Contain
 			defer w.setQuota(context.WithoutCancel(ctx), slice.Name, *quota)
 		}
 	}
-	if err := w.signal(ctx, "kill", rec, unix.SIGKILL, true); err != nil {
+	if err := w.step("kill", func() error { return w.signal(ctx, rec, unix.SIGKILL, true) }); err != nil {
 		return err
 	}
 	w.unitChanged()
@@ -183,13 +235,11 @@ func (w *worker) setQuota(ctx context.Context, name string, quota time.Duration)
 	}
 }
 
-func (w *worker) signal(ctx context.Context, step string, rec attemptRecord, signal syscall.Signal, all bool) error {
-	return w.step(step, func() error {
-		if err := w.p.deps.Runtime.Signal(ctx, rec.Unit, signal, all); err != nil {
-			return fmt.Errorf("signal container %s: %w", rec.Container, err)
-		}
-		return nil
-	})
+func (w *worker) signal(ctx context.Context, rec attemptRecord, signal syscall.Signal, all bool) error {
+	if err := w.p.deps.Runtime.Signal(ctx, rec.Unit, signal, all); err != nil {
+		return fmt.Errorf("signal container %s: %w", rec.Container, err)
+	}
+	return nil
 }
 
 // died waits for the end of a process for at most d.

@@ -79,6 +79,8 @@ const (
 	podFile    = "pod.json"
 	// preStopFile says that the preStop hook of an attempt is over.
 	preStopFile = "prestop"
+	// stopFile says that an attempt has its stop signal.
+	stopFile = "stopsignal"
 )
 
 // save writes the record so that a crash leaves the old or the new one.

@@ -29,6 +29,9 @@ type Kill struct {
 	Restart bool `json:"restart,omitempty"`
 	// Abrupt says that no preStop hook is run.
 	Abrupt bool `json:"abrupt,omitempty"`
+	// After are the containers that have to end before the stop signal is sent, as long as the
+	// grace period lasts. The preStop hook does not wait for them.
+	After []string `json:"after,omitempty"`
 }
 
 // Waiting is a container's waiting state.
@@ -136,32 +139,40 @@ func terminal(pod *corev1.Pod) bool {
 	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
 }
 
-// end kills what runs: main and init containers together, then the sidecars in reverse
-// order, one after another.
+// end kills what runs, within one grace period: all at once, but that sidecars get their stop
+// signals in reverse order, each after the main containers and the sidecars behind it have ended
+// (pkg/kubelet/kuberuntime, terminationOrdering).
 func (d *decider) end() {
 	d.out.Ending = true
 	d.out.Done = !d.obs.anyRunning()
 	if d.out.Hold != nil {
 		return
 	}
-	var sidecars []Container
-	othersRun := false
-	for _, c := range Containers(d.pod) {
-		if c.Role == RoleSidecar {
-			sidecars = append(sidecars, c)
-			continue
+	all := Containers(d.pod)
+	var before []string
+	for _, c := range all {
+		if c.Role != RoleSidecar && d.kill(c, d.grace(), "Stopping container "+c.Name, false) && c.Role == RoleMain {
+			before = append(before, c.Name)
 		}
-		othersRun = d.kill(c, d.grace(), "Stopping container "+c.Name, false) || othersRun
 	}
-	for _, c := range slices.Backward(sidecars) {
-		if othersRun {
-			return
+	for _, c := range slices.Backward(all) {
+		if c.Role == RoleSidecar && d.killAfter(c, before) {
+			before = append(before, c.Name)
 		}
-		othersRun = d.kill(c, d.grace(), "Stopping container "+c.Name, false)
 	}
-	if !othersRun {
+	if len(d.out.Kill) == 0 {
 		d.kill(pauseContainer, minimalGrace, "", false) // the last: with it go all in its namespace
 	}
+}
+
+// killAfter is kill for a sidecar whose turn comes after others.
+func (d *decider) killAfter(c Container, before []string) bool {
+	from := len(d.out.Kill)
+	running := d.kill(c, d.grace(), "Stopping container "+c.Name, false)
+	for i := range d.out.Kill[from:] {
+		d.out.Kill[from+i].After = slices.Clone(before)
+	}
+	return running
 }
 
 // grace is how long the pod's containers have from the beginning of their end; a hold has

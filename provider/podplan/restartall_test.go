@@ -144,7 +144,7 @@ func TestRestartAllContainers(t *testing.T) {
 			wanted{start: "init", waiting: "init RestartingAllContainers, side RestartingAllContainers, source RestartingAllContainers, other RestartingAllContainers"},
 		},
 		"not while the pod ends": {
-			func(p *corev1.Pod, o *Observed) { o.Gone = true }, wanted{ending: true, kill: "debug other", waiting: ""},
+			func(p *corev1.Pod, o *Observed) { o.Gone = true }, wanted{ending: true, kill: "debug other side", waiting: ""},
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
