@@ -234,6 +234,10 @@ func (p *Provider) qosSlices(ctx context.Context) error {
 				p.log.Warn("Cannot set up a slice", "unit", slice.Name, "err", err)
 				continue
 			}
+			if slice.Name == podplan.SliceRoot && before.at.IsZero() {
+				p.deps.Recorder.Event(&corev1.ObjectReference{Kind: "Node", Name: p.deps.NodeName, UID: types.UID(p.deps.NodeName)},
+					corev1.EventTypeNormal, "NodeAllocatableEnforced", "Updated Node Allocatable limit across pods")
+			}
 			set[slice.Name] = qosSlice{slice.Resources, time.Now()}
 		}
 		select { // many pods at once are one change

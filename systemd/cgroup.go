@@ -14,6 +14,12 @@ const (
 	cgroupV2 cgroupVersion = 2
 )
 
+// CgroupVersion is 2 where the host's controllers are on cgroup v2, or else 1, hybrid included.
+func CgroupVersion() (int, error) {
+	version, err := detectCgroup()
+	return int(version), err
+}
+
 const cgroupMount = "/sys/fs/cgroup"
 
 func detectCgroup() (cgroupVersion, error) {

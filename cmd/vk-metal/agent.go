@@ -36,6 +36,8 @@ type agent struct {
 	cfg  config.Config
 	name string
 	log  *slog.Logger
+	// level is how much is logged.
+	level *slog.LevelVar
 	// metrics are this agent's own, beside those of the process.
 	metrics *prometheus.Registry
 	kubelet kubeletCounters
@@ -177,6 +179,8 @@ func (a *agent) nodeOptions() node.Options {
 		Host:       node.Host{Root: "/", Storage: a.g.layout.Lib, Images: a.g.layout.Images()},
 		Labels:     a.cfg.NodeLabels,
 		Taints:     a.cfg.RegisterWithTaints,
+		ProviderID: a.cfg.ProviderID,
+		CgroupV1:   cgroupVersion() == 1,
 		Reserved:   a.cfg.Reserved(),
 		MaxPods:    a.cfg.MaxPods,
 		Thresholds: a.cfg.Eviction.Settings().Thresholds,
@@ -239,6 +243,7 @@ func (a *agent) selfChanged(self *corev1.Node) {
 	a.mu.Lock()
 	a.selfNode = self
 	a.mu.Unlock()
+	a.node.Schedulable(!self.Spec.Unschedulable)
 	if err := a.setPodCIDRs(self); err != nil {
 		a.log.Error("cannot use our own Node", "err", err)
 		return

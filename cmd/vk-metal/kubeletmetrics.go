@@ -3,10 +3,13 @@ package main
 import (
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/vk-metal/vk-metal/internal/bootstrap"
 	"github.com/vk-metal/vk-metal/internal/kubeletmetrics"
 	"github.com/vk-metal/vk-metal/internal/pressure"
 	"github.com/vk-metal/vk-metal/provider"
+	"github.com/vk-metal/vk-metal/systemd"
 )
 
 // kubeletCounters are what is counted on behalf of those who watch a kubelet.
@@ -22,7 +25,19 @@ func (a *agent) newKubeletCounters() {
 	a.metrics.MustRegister(k.operations.Collectors()...)
 	a.metrics.MustRegister(k.starts.Collectors()...)
 	a.metrics.MustRegister(k.node.Collectors()...)
+	a.metrics.MustRegister(prometheus.NewGaugeFunc(
+		prometheus.GaugeOpts{Name: "kubelet_cgroup_version", Help: "[ALPHA] cgroup version on the hosts."},
+		func() float64 { return float64(cgroupVersion()) }))
 	a.kubelet = k
+}
+
+// cgroupVersion is 0 where it cannot be told.
+func cgroupVersion() int {
+	version, err := systemd.CgroupVersion()
+	if err != nil {
+		return 0
+	}
+	return version
 }
 
 // watch counts what the provider does through its dependencies.

@@ -46,7 +46,7 @@ func runNode(ctx context.Context, g *globals) error {
 		return err
 	}
 	log.Info("vk-metal starts", "version", version.Version(), "kubelet", version.Kubelet(), "node", name)
-	a := &agent{g: g, cfg: cfg, name: name, log: log, metrics: prometheus.NewRegistry()}
+	a := &agent{g: g, cfg: cfg, name: name, log: log, level: level, metrics: prometheus.NewRegistry()}
 	a.awaitTurn(ctx)
 	err = a.run(ctx, reload(log, g.configPath, level))
 	notify(log, daemon.SdNotifyStopping)

@@ -48,10 +48,12 @@ type Config struct {
 	NodeIPs            []netip.Addr
 	NodeLabels         map[string]string
 	RegisterWithTaints []corev1.Taint
-	MaxPods            int
-	KubeReserved       corev1.ResourceList
-	SystemReserved     corev1.ResourceList
-	ResolvConf         string
+	// ProviderID names this server to a cluster's machine controllers; set at registration only.
+	ProviderID     string
+	MaxPods        int
+	KubeReserved   corev1.ResourceList
+	SystemReserved corev1.ResourceList
+	ResolvConf     string
 	// StaticPodPath is a directory of manifests of pods that this node runs by itself; empty
 	// means none.
 	StaticPodPath string
@@ -84,6 +86,8 @@ type Config struct {
 	StopHold      StopHold
 	Listen        Listen
 	LogLevel      slog.Level
+	// SystemLogQuery lets clients of the node's API read the journal.
+	SystemLogQuery bool
 }
 
 // Registries says where image registries are configured.

@@ -26,6 +26,7 @@ nodeLabels:
   example.com/disk: ssd
 registerWithTaints:
   - {key: dedicated, value: db, effect: NoSchedule}
+providerID: metal3://0f5dd28c
 maxPods: 250
 kubeReserved: {cpu: 100m, memory: 256Mi}
 systemReserved: {memory: 1Gi}
@@ -64,6 +65,7 @@ evictionMinimumReclaim: {memory.available: 50Mi}
 evictionPressureTransitionPeriod: 30s
 evictionMaxPodGracePeriod: 20
 mergeDefaultEvictionSettings: true
+enableSystemLogQuery: true
 logLevel: debug
 `
 
@@ -72,7 +74,7 @@ func TestParseFull(t *testing.T) {
 	if err != nil {
 		t.Fatalf("Parse: %v", err)
 	}
-	if c.NodeName != "metal-0" || c.ClusterDomain != "cluster.example" || c.MaxPods != 250 || c.LogLevel != slog.LevelDebug {
+	if c.NodeName != "metal-0" || c.ClusterDomain != "cluster.example" || c.MaxPods != 250 || c.ProviderID != "metal3://0f5dd28c" || !c.SystemLogQuery || c.LogLevel != slog.LevelDebug {
 		t.Errorf("scalars: %+v", c)
 	}
 	if c.Logs != (Logs{50 << 20, 3}) || c.Network.Masquerade || c.Network.MTU != 1400 || c.Network.Encapsulation != "CrossSubnet" || c.Network.VXLANPort != 4789 ||
@@ -189,6 +191,7 @@ func TestParseMistakes(t *testing.T) {
 		"no requests":         {head + "kubeAPIQPS: 0\n", "f.yaml:4: kubeAPIQPS: "},
 		"few processes":       {head + "podPidsLimit: 0\n", `"0" must be a whole number from 16 to 4194304, or -1 for none`},
 		"every sysctl":        {head + "allowedUnsafeSysctls: [\"*\"]\n", "is not a sysctl"},
+		"provider":            {head + "providerID: a b\n", "f.yaml:4: providerID: \"a b\" must be one word, such as metal3://0f5dd28c-1f6b-4b51-a2ef-2bd7dd1a4e1c"},
 		"thresholds":          {head + "imageGCLowThresholdPercent: 90\n", "f.yaml:4: imageGCLowThresholdPercent: must be below imageGCHighThresholdPercent, which is 85"},
 		"critical pods":       {head + "shutdownGracePeriod: 5s\nshutdownGracePeriodCriticalPods: 10s\n", "f.yaml:5: shutdownGracePeriodCriticalPods: must not be more than shutdownGracePeriod, which is 5s"},
 		"length of time":      {head + "imageMinimumGCAge: 2 days\n", "is not a length of time"},

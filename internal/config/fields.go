@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/distribution/reference"
 	"gopkg.in/yaml.v3"
@@ -39,6 +40,7 @@ func (c *Config) fields(d *decoder) []field {
 		listOf(d, "nodeIPs", &c.NodeIPs, parseNodeIP),
 		{"nodeLabels", func(key string, node *yaml.Node) { c.NodeLabels = d.labels(key, node) }},
 		{"registerWithTaints", func(key string, node *yaml.Node) { c.RegisterWithTaints = d.taints(key, node) }},
+		parsed(d, "providerID", &c.ProviderID, parseProviderID),
 		parsed(d, "maxPods", &c.MaxPods, parseInt(1, 10000)),
 		{"kubeReserved", func(key string, node *yaml.Node) { c.KubeReserved = d.resources(key, node) }},
 		{"systemReserved", func(key string, node *yaml.Node) { c.SystemReserved = d.resources(key, node) }},
@@ -102,8 +104,17 @@ func (c *Config) fields(d *decoder) []field {
 		parsed(d, "evictionPressureTransitionPeriod", &c.Eviction.TransitionPeriod, parseDuration),
 		parsed(d, "evictionMaxPodGracePeriod", &c.Eviction.MaxPodGracePeriod, parseInt(0, 1<<31-1)),
 		parsed(d, "mergeDefaultEvictionSettings", &c.Eviction.MergeDefaults, parseBool),
+		parsed(d, "enableSystemLogQuery", &c.SystemLogQuery, parseBool),
 		parsed(d, "logLevel", &c.LogLevel, parseLevel),
 	}
+}
+
+// parseProviderID takes what machine controllers compare: anything without spaces.
+func parseProviderID(text string) (string, error) {
+	if text == "" || len(text) > 1024 || strings.ContainsFunc(text, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }) {
+		return "", fmt.Errorf("%q must be one word, such as metal3://0f5dd28c-1f6b-4b51-a2ef-2bd7dd1a4e1c", text)
+	}
+	return text, nil
 }
 
 // parseInterface takes what the kernel takes (dev_valid_name).

@@ -71,11 +71,11 @@ func (a *auth) protect(next http.Handler) http.Handler {
 			http.Error(w, "Unauthorized", http.StatusUnauthorized)
 			return
 		}
-		switch allowed, err := a.allowed(r.Context(), who.User, r); {
+		switch allowed, subresource, err := a.allowed(r.Context(), who.User, r); {
 		case err != nil:
 			a.log.Warn("cannot authorize a request", "user", who.User.GetName(), "path", r.URL.Path, "err", err)
-			http.Error(w, fmt.Sprintf("Authorization error (user=%s, verb=%s, resource=nodes, subresource(s)=%v)",
-				who.User.GetName(), verb(r.Method), subresources(r.URL.Path)), http.StatusInternalServerError)
+			http.Error(w, fmt.Sprintf("Authorization error (user=%s, verb=%s, resource=nodes, subresource=%s)",
+				who.User.GetName(), verb(r.Method), subresource), http.StatusInternalServerError)
 		case !allowed:
 			a.log.Info("request forbidden", "user", who.User.GetName(), "path", r.URL.Path)
 			http.Error(w, fmt.Sprintf("Forbidden (user=%s, verb=%s, resource=nodes, subresource(s)=%v)",
@@ -86,21 +86,22 @@ func (a *auth) protect(next http.Handler) http.Handler {
 	})
 }
 
-// allowed asks for each sub-resource in turn; one that is granted suffices.
-func (a *auth) allowed(ctx context.Context, who user.Info, r *http.Request) (bool, error) {
-	for _, subresource := range subresources(r.URL.Path) {
+// allowed asks for each sub-resource in turn; one that is granted suffices. The last that was
+// asked for is told.
+func (a *auth) allowed(ctx context.Context, who user.Info, r *http.Request) (ok bool, subresource string, err error) {
+	for _, subresource = range subresources(r.URL.Path) {
 		decision, _, err := a.authz.Authorize(ctx, authorizer.AttributesRecord{
 			User: who, Verb: verb(r.Method), APIVersion: "v1", Resource: "nodes", Subresource: subresource,
 			Name: a.nodeName, ResourceRequest: true, Path: r.URL.Path,
 		})
 		if err != nil {
-			return false, err
+			return false, subresource, err
 		}
 		if decision == authorizer.DecisionAllow {
-			return true, nil
+			return true, subresource, nil
 		}
 	}
-	return false, nil
+	return false, subresource, nil
 }
 
 // verb is the API verb of a method, "" for one that has none.

@@ -5,10 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"net/http"
-	"os"
 	"strings"
 	"sync"
 
@@ -18,14 +15,12 @@ import (
 	utilexec "k8s.io/utils/exec"
 )
 
-func (s *Server) healthz(w http.ResponseWriter, _ *http.Request) {
-	if s.o.Health != nil {
-		if err := s.o.Health(); err != nil {
-			http.Error(w, "unhealthy: "+err.Error(), http.StatusInternalServerError)
-			return
-		}
+// healthy is a kubelet's check of its loop: whether all parts of the agent answer.
+func (s *Server) healthy(*http.Request) error {
+	if s.o.Health == nil {
+		return nil
 	}
-	_, _ = io.WriteString(w, "ok")
+	return s.o.Health()
 }
 
 func (s *Server) pods(w http.ResponseWriter, _ *http.Request) { writePods(w, s.o.Pods.Pods()) }
@@ -69,22 +64,24 @@ func writeJSON(w http.ResponseWriter, value any) {
 	_, _ = w.Write(data)
 }
 
-// find answers 404 itself when the request's pod, its UID or its container does not exist.
-func (s *Server) find(w http.ResponseWriter, r *http.Request) (ref Ref, pod *corev1.Pod, ok bool) {
+// find answers 404 itself, with the text missing, when the request's pod or its UID does not exist.
+func (s *Server) find(w http.ResponseWriter, r *http.Request, missing string) (ref Ref, pod *corev1.Pod, ok bool) {
 	ref = Ref{Namespace: r.PathValue("namespace"), Pod: r.PathValue("pod"), Container: r.PathValue("container")}
-	uid := types.UID(r.PathValue("uid"))
 	pod, ok = s.o.Pods.Pod(ref.Namespace, ref.Pod)
-	if !ok || uid != "" && uid != pod.UID {
-		http.Error(w, fmt.Sprintf("pod %q does not exist", ref.Pod), http.StatusNotFound)
+	if !ok {
+		http.Error(w, missing, http.StatusNotFound)
+		return ref, nil, false
+	}
+	if uid := types.UID(r.PathValue("uid")); uid != "" && uid != pod.UID {
+		http.Error(w, "pod not found", http.StatusNotFound)
 		return ref, nil, false
 	}
 	ref.UID = pod.UID
-	if ref.Container != "" && !hasContainer(pod, ref.Container) {
-		http.Error(w, fmt.Sprintf("container %q not found in pod %q", ref.Container, ref.Pod), http.StatusNotFound)
-		return ref, nil, false
-	}
 	return ref, pod, true
 }
+
+// noPod is a kubelet's answer to all calls but containerLogs.
+const noPod = "pod does not exist"
 
 func hasContainer(pod *corev1.Pod, name string) bool {
 	for i := range pod.Spec.InitContainers {
@@ -112,12 +109,27 @@ func statuses(pod *corev1.Pod) []corev1.ContainerStatus {
 	return append(all, pod.Status.EphemeralContainerStatuses...)
 }
 
+// checkpoint refuses as a kubelet whose runtime cannot: a container's checkpoint is more than systemd
+// has.
+func (s *Server) checkpoint(w http.ResponseWriter, r *http.Request) {
+	ref, pod, ok := s.find(w, r, noPod)
+	if !ok {
+		return
+	}
+	if !hasContainer(pod, ref.Container) {
+		http.Error(w, fmt.Sprintf("container %s does not exist", ref.Container), http.StatusNotFound)
+		return
+	}
+	http.Error(w, fmt.Sprintf("checkpointing of %s/%s/%s failed (vk-metal cannot make checkpoints of containers)", ref.Namespace, ref.Pod, ref.Container),
+		http.StatusInternalServerError)
+}
+
 // maxRunOutput bounds what /run collects.
 const maxRunOutput = 16 << 20
 
 // run is exec without streams: the old /run call. Its cmd parameter is split at spaces.
 func (s *Server) run(w http.ResponseWriter, r *http.Request) {
-	ref, pod, ok := s.find(w, r)
+	ref, pod, ok := s.find(w, r, noPod)
 	if !ok || !runs(w, pod, ref.Container) {
 		return
 	}
@@ -154,19 +166,3 @@ func (b *limitedBuffer) Write(p []byte) (int, error) {
 
 // Close implements io.Closer.
 func (b *limitedBuffer) Close() error { return nil }
-
-// rootFS is a directory from which no symbolic link leads out.
-func rootFS(dir string) fs.FS {
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return emptyFS{}
-	}
-	return root.FS()
-}
-
-type emptyFS struct{}
-
-// Open implements fs.FS.
-func (emptyFS) Open(name string) (fs.File, error) {
-	return nil, &fs.PathError{Op: "open", Path: name, Err: fs.ErrNotExist}
-}

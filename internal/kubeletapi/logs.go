@@ -26,8 +26,12 @@ func (s *Server) containerLogs(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, `{"message": "Invalid request."}`, http.StatusUnprocessableEntity)
 		return
 	}
-	ref, _, ok := s.find(w, r)
+	ref, pod, ok := s.find(w, r, fmt.Sprintf("pod %q does not exist", r.PathValue("pod")))
 	if !ok {
+		return
+	}
+	if !hasContainer(pod, ref.Container) {
+		http.Error(w, fmt.Sprintf("container %q not found in pod %q", ref.Container, ref.Pod), http.StatusNotFound)
 		return
 	}
 	opts.Container = ref.Container

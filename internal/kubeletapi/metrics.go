@@ -8,6 +8,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"k8s.io/component-base/metrics"
 	"k8s.io/component-base/metrics/legacyregistry"
 	_ "k8s.io/component-base/metrics/prometheus/restclient" // API requests in /metrics
 	_ "k8s.io/component-base/metrics/prometheus/version"    // the build in /metrics
@@ -63,6 +64,19 @@ func gathered(g prometheus.Gatherer) http.Handler {
 	return exposition(g)
 }
 
+// probeMetrics are the results of probes, and since when they are counted.
+func (s *Server) probeMetrics() http.Handler {
+	started := metrics.NewKubeRegistry()
+	if err := metrics.RegisterProcessStartTime(started.Register); err != nil {
+		s.o.Log.Warn("cannot tell when the agent was started", "err", err)
+	}
+	gatherers := prometheus.Gatherers{started}
+	if s.o.Probes != nil {
+		gatherers = append(gatherers, s.o.Probes)
+	}
+	return exposition(gatherers)
+}
+
 // resourceMetrics are what metrics-server reads for `kubectl top` and autoscaling.
 func (s *Server) resourceMetrics() http.Handler {
 	registry := prometheus.NewRegistry()
@@ -88,6 +102,9 @@ var (
 	podMemory      = desc("pod_memory_working_set_bytes", "[STABLE] Current working set of the pod in bytes", "pod", "namespace")
 	containerCPU   = desc("container_cpu_usage_seconds_total", "[STABLE] Cumulative cpu time consumed by the container in core-seconds", "container", "pod", "namespace")
 	containerMem   = desc("container_memory_working_set_bytes", "[STABLE] Current working set of the container in bytes", "container", "pod", "namespace")
+	nodeSwap       = desc("node_swap_usage_bytes", "[ALPHA] Current swap usage of the node in bytes. Reported only on non-windows systems")
+	podSwap        = desc("pod_swap_usage_bytes", "[ALPHA] Current amount of the pod swap usage in bytes. Reported only on non-windows systems", "pod", "namespace")
+	containerSwap  = desc("container_swap_usage_bytes", "[ALPHA] Current amount of the container swap usage in bytes. Reported only on non-windows systems", "container", "pod", "namespace")
 	containerStart = desc("container_start_time_seconds", "[STABLE] Start time of the container since unix epoch in seconds", "container", "pod", "namespace")
 	scrapeError    = desc("scrape_error", "[ALPHA] 1 if there was an error while getting container metrics, 0 otherwise")
 	resourceError  = desc("resource_scrape_error", "[STABLE] 1 if there was an error while getting container metrics, 0 otherwise")
@@ -98,7 +115,9 @@ type resourceCollector struct{ stats Stats }
 
 // Describe implements prometheus.Collector.
 func (resourceCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{nodeCPU, nodeMemory, podCPU, podMemory, containerCPU, containerMem, containerStart, scrapeError, resourceError} {
+	for _, d := range []*prometheus.Desc{
+		nodeCPU, nodeMemory, nodeSwap, podCPU, podMemory, podSwap, containerCPU, containerMem, containerSwap, containerStart, scrapeError, resourceError,
+	} {
 		ch <- d
 	}
 }
@@ -118,12 +137,15 @@ func (c resourceCollector) Collect(ch chan<- prometheus.Metric) {
 		return
 	}
 	usage(ch, nodeCPU, nodeMemory, summary.Node.CPU, summary.Node.Memory)
+	swapped(ch, nodeSwap, summary.Node.Swap)
 	for i := range summary.Pods {
 		pod := &summary.Pods[i]
 		usage(ch, podCPU, podMemory, pod.CPU, pod.Memory, pod.PodRef.Name, pod.PodRef.Namespace)
+		swapped(ch, podSwap, pod.Swap, pod.PodRef.Name, pod.PodRef.Namespace)
 		for _, container := range pod.Containers {
 			labels := []string{container.Name, pod.PodRef.Name, pod.PodRef.Namespace}
 			usage(ch, containerCPU, containerMem, container.CPU, container.Memory, labels...)
+			swapped(ch, containerSwap, container.Swap, labels...)
 			if !container.StartTime.IsZero() {
 				ch <- prometheus.MustNewConstMetric(containerStart, prometheus.GaugeValue, float64(container.StartTime.UnixNano())/1e9, labels...)
 			}
@@ -140,5 +162,13 @@ func usage(ch chan<- prometheus.Metric, cpuDesc, memDesc *prometheus.Desc, cpu *
 	if mem != nil && mem.WorkingSetBytes != nil {
 		ch <- prometheus.NewMetricWithTimestamp(mem.Time.Time,
 			prometheus.MustNewConstMetric(memDesc, prometheus.GaugeValue, float64(*mem.WorkingSetBytes), labels...))
+	}
+}
+
+// swapped sends what is swapped out.
+func swapped(ch chan<- prometheus.Metric, d *prometheus.Desc, swap *statsv1alpha1.SwapStats, labels ...string) {
+	if swap != nil && swap.SwapUsageBytes != nil {
+		ch <- prometheus.NewMetricWithTimestamp(swap.Time.Time,
+			prometheus.MustNewConstMetric(d, prometheus.GaugeValue, float64(*swap.SwapUsageBytes), labels...))
 	}
 }

@@ -36,11 +36,11 @@ func (q *requests) collectors() []prometheus.Collector {
 	return []prometheus.Collector{q.total, q.took, q.inFlight}
 }
 
-// count counts what next serves.
+// count counts what next serves, whoever asks.
 func (q *requests) count(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		path := metricPath(r.URL.Path)
-		labels := []string{r.Method, path, "readwrite", strconv.FormatBool(longRunning(path))}
+		labels := []string{metricMethod(r.Method), path, "readwrite", strconv.FormatBool(longRunning(path))}
 		q.total.WithLabelValues(labels...).Inc()
 		q.inFlight.WithLabelValues(labels...).Inc()
 		begin := time.Now()
@@ -52,21 +52,29 @@ func (q *requests) count(next http.Handler) http.Handler {
 	})
 }
 
+// metricMethod is a method that HTTP has, or "other": a client may write anything.
+func metricMethod(method string) string {
+	switch method {
+	case http.MethodOptions, http.MethodGet, http.MethodHead, http.MethodPost, http.MethodPut, http.MethodDelete, http.MethodTrace, http.MethodConnect:
+		return method
+	}
+	return "other"
+}
+
 // metricPath is as much of a path as a label may hold, as a kubelet shortens it: of a path that
 // names pods only the call, of one that is not known "other".
 func metricPath(path string) string {
 	first, rest, _ := strings.Cut(strings.Trim(path, "/"), "/")
 	switch first {
-	case "exec", "attach", "portForward", "containerLogs", "run", "pods", "runningpods", "healthz", "configz", "logs", "livez", "readyz", "debug":
+	case "exec", "attach", "portForward", "containerLogs", "run", "pods", "runningpods", "healthz", "configz", "logs", "debug", "checkpoint", "stats":
 		return first
 	case "metrics":
 		switch rest {
+		case "":
+			return first
 		case "cadvisor", "probes", "resource":
 			return first + "/" + rest
 		}
-		return first
-	case "stats":
-		return first
 	}
 	return "other"
 }

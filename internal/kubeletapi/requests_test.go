@@ -19,7 +19,10 @@ func TestRequests(t *testing.T) {
 	} {
 		handler.ServeHTTP(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, path, nil))
 	}
-	if served != 8 {
+	strange := httptest.NewRequest(http.MethodGet, "/pods", nil)
+	strange.Method = "BREW"
+	handler.ServeHTTP(httptest.NewRecorder(), strange)
+	if served != 9 {
 		t.Errorf("%d requests served", served)
 	}
 	registry := prometheus.NewPedanticRegistry()
@@ -35,13 +38,16 @@ func TestRequests(t *testing.T) {
 		}
 		for _, m := range family.Metric {
 			for _, label := range m.Label {
+				if label.GetName() == "method" && label.GetValue() == "BREW" {
+					t.Error("a series for a method that a client made up")
+				}
 				if label.GetName() == "path" {
 					got[label.GetValue()] = m.Counter.GetValue()
 				}
 			}
 		}
 	}
-	want := map[string]float64{"exec": 2, "metrics": 2, "metrics/cadvisor": 1, "stats": 1, "other": 2}
+	want := map[string]float64{"exec": 2, "metrics": 1, "metrics/cadvisor": 1, "stats": 1, "other": 3, "pods": 1}
 	if len(got) != len(want) {
 		t.Errorf("series %v, want %v", got, want)
 	}

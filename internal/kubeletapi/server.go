@@ -14,7 +14,9 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"k8s.io/apiserver/pkg/server/dynamiccertificates"
+	"k8s.io/apiserver/pkg/server/healthz"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/component-base/metrics/prometheus/slis"
 )
 
 // Options say what is served where, and to whom.
@@ -42,9 +44,11 @@ type Options struct {
 	Health func() error
 	// Config is shown by /configz, a KubeletConfiguration; may be nil.
 	Config any
-	// Logs is the directory that /logs/ shows; empty disables it.
-	Logs string
-	Log  *slog.Logger
+	// Logs serves the server's own logs, by paths relative to /logs/; may be nil.
+	Logs http.Handler
+	// Verbosity sets how much the agent logs, in klog's levels, until it is restarted; may be nil.
+	Verbosity func(level int)
+	Log       *slog.Logger
 }
 
 // Server is the node's API. It is a task.Task.
@@ -89,7 +93,7 @@ func (s *Server) Run(ctx context.Context) error {
 	s.addr = listener.Addr()
 	go s.ca.Run(ctx, 1)
 	server := &http.Server{
-		Handler:           s.auth.protect(s.asked.count(s.routes())),
+		Handler:           s.asked.count(s.auth.protect(s.routes())),
 		ReadHeaderTimeout: 32 * time.Second,
 		IdleTimeout:       90 * time.Second,
 		MaxHeaderBytes:    1 << 20,
@@ -122,9 +126,8 @@ func listenAddress(addr netip.AddrPort) string {
 // routes are a kubelet's paths.
 func (s *Server) routes() http.Handler {
 	mux := http.NewServeMux()
-	for _, path := range []string{"/healthz", "/healthz/", "/livez", "/readyz"} {
-		mux.HandleFunc("GET "+path, s.healthz)
-	}
+	healthz.InstallHandler(mux, healthz.PingHealthz, healthz.LogHealthz, healthz.NamedCheck("syncloop", s.healthy))
+	slis.SLIMetricsWithReset{}.Install(mux)
 	mux.HandleFunc("GET /pods", s.pods)
 	mux.HandleFunc("GET /pods/", s.pods)
 	mux.HandleFunc("GET /runningpods", s.runningPods)
@@ -140,20 +143,22 @@ func (s *Server) routes() http.Handler {
 	}
 	mux.HandleFunc("POST /run/{namespace}/{pod}/{container}", s.run)
 	mux.HandleFunc("POST /run/{namespace}/{pod}/{uid}/{container}", s.run)
+	mux.HandleFunc("POST /checkpoint/{namespace}/{pod}/{container}", s.checkpoint)
 	mux.HandleFunc("GET /stats/summary", s.summary)
 	mux.HandleFunc("POST /stats/summary", s.summary)
 	mux.Handle("GET /metrics", s.ownMetrics())
 	mux.Handle("GET /metrics/resource", s.resourceMetrics())
 	mux.Handle("GET /metrics/cadvisor", gathered(s.o.Cadvisor))
-	mux.Handle("GET /metrics/probes", gathered(s.o.Probes))
+	mux.Handle("GET /metrics/probes", s.probeMetrics())
 	mux.HandleFunc("GET /configz", s.configz)
 	for path, handler := range map[string]http.HandlerFunc{ // as enableProfilingHandler, on by default
 		"": pprof.Index, "cmdline": pprof.Cmdline, "profile": pprof.Profile, "symbol": pprof.Symbol, "trace": pprof.Trace,
 	} {
 		mux.HandleFunc("GET /debug/pprof/"+path, handler)
 	}
-	if s.o.Logs != "" {
-		mux.Handle("GET /logs/", http.StripPrefix("/logs/", http.FileServerFS(rootFS(s.o.Logs))))
+	mux.HandleFunc("/debug/flags/v", s.setVerbosity)
+	if s.o.Logs != nil {
+		mux.Handle("GET /logs/", http.StripPrefix("/logs/", s.o.Logs))
 	}
 	return mux
 }

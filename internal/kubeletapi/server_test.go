@@ -15,7 +15,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"testing/fstest"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -37,7 +39,19 @@ import (
 type fakeBackend struct {
 	pod  *corev1.Pod
 	gone chan struct{} // closed when the client of "wait" is
+
+	sick  atomic.Bool
+	level atomic.Int32
 }
+
+func (b *fakeBackend) health() error {
+	if b.sick.Load() {
+		return errors.New("a part does not answer")
+	}
+	return nil
+}
+
+func (b *fakeBackend) verbosity(level int) { b.level.Store(int32(level)) }
 
 func newBackend() *fakeBackend {
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "p", Namespace: "ns", UID: "uid-1"}}
@@ -125,6 +139,7 @@ func (b *fakeBackend) Summary(context.Context, bool) (*statsv1alpha1.Summary, er
 	pod.CPU, pod.Memory = usage()
 	c := statsv1alpha1.ContainerStats{Name: "runs", StartTime: metav1.Now()}
 	c.CPU, c.Memory = usage()
+	c.Swap = &statsv1alpha1.SwapStats{Time: metav1.Now(), SwapUsageBytes: new(uint64(4096))}
 	capacity, inodes := uint64(4096), uint64(3)
 	c.Rootfs, c.Logs = &statsv1alpha1.FsStats{UsedBytes: &capacity, Inodes: &inodes}, &statsv1alpha1.FsStats{UsedBytes: &bytes}
 	pod.Containers = append(pod.Containers, c, statsv1alpha1.ContainerStats{Name: "new"})
@@ -159,7 +174,7 @@ func serve(t *testing.T) *fixture {
 		Metrics: own, NodeName: "metal-1", Listen: netip.MustParseAddrPort("127.0.0.1:0"), ClientCA: caFile,
 		Certificate: func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return &serving, nil },
 		Client:      cluster.Client(serving), Pods: backend, Streams: backend, Stats: backend,
-		Logs: t.TempDir(), Log: slog.New(slog.DiscardHandler),
+		Logs: http.FileServerFS(fstest.MapFS{"syslog": {Data: []byte("a line")}}), Health: backend.health, Verbosity: backend.verbosity, Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -180,12 +195,17 @@ func serve(t *testing.T) *fixture {
 // do asks as somebody: with a certificate, a token, or nothing.
 func (f *fixture) do(method, path string, cert *tls.Certificate, token string) (int, string) {
 	f.t.Helper()
+	return f.send(method, path, "", cert, token)
+}
+
+func (f *fixture) send(method, path, content string, cert *tls.Certificate, token string) (int, string) {
+	f.t.Helper()
 	config := &tls.Config{RootCAs: f.cluster.CA.Pool()}
 	if cert != nil {
 		// Offered whatever CAs the server names, as an attacker would.
 		config.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return cert, nil }
 	}
-	req, err := http.NewRequestWithContext(f.t.Context(), method, f.url+path, nil)
+	req, err := http.NewRequestWithContext(f.t.Context(), method, f.url+path, strings.NewReader(content))
 	if err != nil {
 		f.t.Fatal(err)
 	}
@@ -210,6 +230,49 @@ func TestServer(t *testing.T) {
 	t.Run("exec", f.testExec)
 	t.Run("port-forward", f.testPortForward)
 	t.Run("metrics", f.testMetrics)
+	t.Run("health", f.testHealth)
+	t.Run("verbosity", f.testVerbosity)
+}
+
+// testHealth: a kubelet's checks by name, and what is wrong only for who asks for the one.
+func (f *fixture) testHealth(t *testing.T) {
+	check := func(path string, wantCode int, want string) {
+		t.Helper()
+		if code, body := f.do("GET", path, &f.admin, ""); code != wantCode || body != want {
+			t.Errorf("%s = %d %q, want %d %q", path, code, body, wantCode, want)
+		}
+	}
+	check("/healthz", 200, "ok")
+	check("/healthz/syncloop", 200, "ok")
+	check("/healthz?verbose", 200, "[+]ping ok\n[+]log ok\n[+]syncloop ok\nhealthz check passed\n")
+	f.backend.sick.Store(true)
+	defer f.backend.sick.Store(false)
+	check("/healthz", 500, "[+]ping ok\n[+]log ok\n[-]syncloop failed: reason withheld\nhealthz check failed\n")
+	check("/healthz/syncloop", 500, "internal server error: a part does not answer\n")
+	check("/healthz/ping", 200, "ok")
+	check("/healthz?exclude=syncloop", 200, "ok")
+	if _, body := f.do("GET", "/metrics/slis", &f.admin, ""); !strings.Contains(body, `kubernetes_healthcheck{name="syncloop",type="healthz"} 0`) {
+		t.Errorf("/metrics/slis lacks the check that failed:\n%s", body)
+	}
+}
+
+func (f *fixture) testVerbosity(t *testing.T) {
+	for _, tc := range []struct {
+		body string
+		code int
+		want string
+	}{
+		{"4", 200, "successfully set klog.logging to 4"},
+		{"x", 400, "failed set klog.logging x: "},
+		{strings.Repeat("1", 100), 400, "error reading request body: "},
+	} {
+		if code, body := f.send("PUT", "/debug/flags/v", tc.body, &f.admin, ""); code != tc.code || !strings.HasPrefix(body, tc.want) {
+			t.Errorf("%q = %d %q, want %d %q", tc.body, code, body, tc.code, tc.want)
+		}
+	}
+	if level := f.backend.level.Load(); level != 4 {
+		t.Errorf("level %d, want 4", level)
+	}
 }
 
 func (f *fixture) testAuth(t *testing.T) {
@@ -246,6 +309,18 @@ func (f *fixture) testAuth(t *testing.T) {
 		{"admin, waiting container", &f.admin, "POST", "/exec/ns/p/waits?command=cat&output=1", 500},
 		{"admin, run", &f.admin, "POST", "/run/ns/p/runs?cmd=exit", 500},
 		{"admin, file outside of /logs", &f.admin, "GET", "/logs/../../etc/passwd", 404},
+		{"admin, a log of the server", &f.admin, "GET", "/logs/syslog", 200},
+		{"nobody's log of the server", &nobody, "GET", "/logs/syslog", 403},
+		{"nobody's journal", &nobody, "GET", "/logs/?query=ssh", 403},
+		{"admin, checkpoint", &f.admin, "POST", "/checkpoint/ns/p/runs", 500},
+		{"admin, checkpoint of an unknown container", &f.admin, "POST", "/checkpoint/ns/p/nope", 404},
+		{"admin, checkpoint of an unknown pod", &f.admin, "POST", "/checkpoint/ns/q/runs", 404},
+		{"admin, exec in an unknown container", &f.admin, "POST", "/exec/ns/p/nope?command=cat&output=1", 500},
+		{"admin, service levels", &f.admin, "GET", "/metrics/slis", 200},
+		{"admin, what an API server has and a kubelet has not", &f.admin, "GET", "/livez", 404},
+		{"admin, what is alpha", &f.admin, "GET", "/statusz", 404},
+		{"admin, verbosity by GET", &f.admin, "GET", "/debug/flags/v", 406},
+		{"nobody's verbosity", &nobody, "PUT", "/debug/flags/v", 403},
 	}
 	for _, tc := range cases {
 		t.Run(tc.name, func(t *testing.T) {
@@ -478,7 +553,8 @@ func (f *fixture) testMetrics(t *testing.T) {
 			`kubelet_container_log_filesystem_used_bytes{container="runs",namespace="ns",pod="p",uid="uid-1"} 1.048576e+06`,
 			`kubelet_volume_stats_inodes_used{namespace="ns",persistentvolumeclaim="data"} 3`, `kubelet_volume_stats_health_status_abnormal{namespace="ns",persistentvolumeclaim="data"} 1`,
 		},
-		"/metrics/resource": {"node_cpu_usage_seconds_total 2.5", `container_memory_working_set_bytes{container="runs",namespace="ns",pod="p"} 1.048576e+06`, `pod_cpu_usage_seconds_total{namespace="ns",pod="p"} 2.5`, "resource_scrape_error 0"},
+		"/metrics/resource": {"node_cpu_usage_seconds_total 2.5", `container_memory_working_set_bytes{container="runs",namespace="ns",pod="p"} 1.048576e+06`, `pod_cpu_usage_seconds_total{namespace="ns",pod="p"} 2.5`, "resource_scrape_error 0", `container_swap_usage_bytes{container="runs",namespace="ns",pod="p"} 4096`},
+		"/metrics/probes":   {"process_start_time_seconds"},
 		"/stats/summary":    {`"usageCoreNanoSeconds":2500000000`},
 	} {
 		code, body := f.do("GET", path, &f.admin, "")

@@ -24,7 +24,7 @@ func (s *Server) exec(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	ref, pod, ok := s.find(w, r)
+	ref, pod, ok := s.find(w, r, noPod)
 	if !ok || !runs(w, pod, ref.Container) {
 		return
 	}
@@ -44,7 +44,7 @@ func (s *Server) attach(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	ref, pod, ok := s.find(w, r)
+	ref, pod, ok := s.find(w, r, noPod)
 	if !ok || !runs(w, pod, ref.Container) {
 		return
 	}
@@ -60,7 +60,7 @@ func (s *Server) portForward(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	ref, _, ok := s.find(w, r)
+	ref, _, ok := s.find(w, r, noPod)
 	if !ok {
 		return
 	}

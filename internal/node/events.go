@@ -47,6 +47,25 @@ func (n *Node) event(kind, reason, message string) {
 // tellStart says that the agent has started.
 func (n *Node) tellStart() {
 	n.event(corev1.EventTypeNormal, "Starting", "Starting vk-metal "+version.Version()+".")
+	if n.o.CgroupV1 {
+		n.event(corev1.EventTypeWarning, "CgroupV1", "cgroup v1 detected. Kubernetes is to give up cgroup v1: boot with systemd.unified_cgroup_hierarchy=1 to migrate to cgroup v2.")
+	}
+}
+
+// Schedulable tells of it when pods may no longer be scheduled here, or may again.
+func (n *Node) Schedulable(is bool) {
+	n.mu.Lock()
+	changed := n.cordoned == is
+	n.cordoned = !is
+	n.mu.Unlock()
+	if !changed {
+		return
+	}
+	reason := "NodeNotSchedulable"
+	if is {
+		reason = "NodeSchedulable"
+	}
+	n.event(corev1.EventTypeNormal, reason, fmt.Sprintf("Node %s status is now: %s", n.o.Name, reason))
 }
 
 // tellChanges says which conditions have changed.

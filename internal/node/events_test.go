@@ -48,3 +48,29 @@ func TestReboot(t *testing.T) {
 		}
 	}
 }
+
+// TestSchedulable: a node that comes up uncordoned says nothing, each change is told once.
+func TestSchedulable(t *testing.T) {
+	var told []string
+	n := &Node{o: Options{Name: "metal-1", Event: func(_, _, message string) { told = append(told, message) }}}
+	for _, is := range []bool{true, true, false, false, true} {
+		n.Schedulable(is)
+	}
+	want := []string{"Node metal-1 status is now: NodeNotSchedulable", "Node metal-1 status is now: NodeSchedulable"}
+	if !slices.Equal(told, want) {
+		t.Errorf("told %q, want %q", told, want)
+	}
+}
+
+// TestCgroupV1: the old kind of cgroups is told of at each start, the new one is not.
+func TestCgroupV1(t *testing.T) {
+	for _, old := range []bool{false, true} {
+		told := false
+		n := &Node{o: Options{CgroupV1: old, Event: func(kind, reason, _ string) {
+			told = told || kind == corev1.EventTypeWarning && reason == "CgroupV1"
+		}}}
+		if n.tellStart(); told != old {
+			t.Errorf("cgroup v1 %v: told %v", old, told)
+		}
+	}
+}

@@ -21,11 +21,15 @@ import (
 
 // Options say what the Node object is made of.
 type Options struct {
-	Name     string
-	Client   kubernetes.Interface
-	Host     Host
-	Labels   map[string]string
-	Taints   []corev1.Taint // set at registration only: a node may not change its own taints
+	Name   string
+	Client kubernetes.Interface
+	Host   Host
+	Labels map[string]string
+	Taints []corev1.Taint // set at registration only: a node may not change its own taints
+	// ProviderID names this server to machine controllers; set at registration only.
+	ProviderID string
+	// CgroupV1 says that the server has the old kind of cgroups.
+	CgroupV1 bool
 	Reserved corev1.ResourceList
 	// Thresholds are those of eviction: what they keep back is not allocatable.
 	Thresholds []pressure.Threshold
@@ -81,6 +85,7 @@ type Node struct {
 	force    bool
 	lookedAt time.Time
 	told     bool // what the API server had when we came
+	cordoned bool // as last told
 }
 
 // New looks at the server once and makes a Node; nothing is sent before Run.

@@ -44,7 +44,7 @@ func (n *Node) observe(ctx context.Context, before []corev1.NodeCondition) (*cor
 	keepTransitions(metav1.Now(), before, conditions)
 	return &corev1.Node{
 		ObjectMeta: metav1.ObjectMeta{Name: n.o.Name, Labels: n.labels(), Annotations: map[string]string{controllerAttaches: "true"}},
-		Spec:       corev1.NodeSpec{Taints: n.o.Taints},
+		Spec:       corev1.NodeSpec{Taints: n.o.Taints, ProviderID: n.o.ProviderID},
 		Status: corev1.NodeStatus{
 			Capacity:        capacity,
 			Allocatable:     allocatable,
