@@ -5,16 +5,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/vk-metal/vk-metal/tests/progress"
 )
 
-// Kubernetes versions that the rig's go.mod pins.
-const (
-	KubernetesVersion = "v1.35.4"
-	kubernetesMajor   = "1"
-	kubernetesMinor   = "35"
-)
+// KubernetesVersion is the one that the rig's go.mod pins.
+const KubernetesVersion = "v1.35.4"
 
 // Components are the names under which the Kubernetes artifact is linked.
 var Components = []string{
@@ -111,17 +108,19 @@ func testProgram(name, pkg string) (goProgram, error) {
 	if err != nil {
 		return goProgram{}, err
 	}
-	return goProgram{name: name, module: filepath.Join(root, "tests"), pkg: pkg, ldflags: versionFlags()}, nil
+	return goProgram{name: name, module: filepath.Join(root, "tests"), pkg: pkg, ldflags: versionFlags(KubernetesVersion)}, nil
 }
 
-// versionFlags stamp both packages in which Kubernetes keeps its version.
-func versionFlags() []string {
+// versionFlags stamp both packages in which Kubernetes keeps its version (v1.2.3).
+func versionFlags(version string) []string {
+	major, rest, _ := strings.Cut(strings.TrimPrefix(version, "v"), ".")
+	minor, _, _ := strings.Cut(rest, ".")
 	var flags []string
 	for _, pkg := range []string{"k8s.io/component-base/version", "k8s.io/client-go/pkg/version"} {
 		flags = append(flags,
-			"-X "+pkg+".gitVersion="+KubernetesVersion,
-			"-X "+pkg+".gitMajor="+kubernetesMajor,
-			"-X "+pkg+".gitMinor="+kubernetesMinor,
+			"-X "+pkg+".gitVersion="+version,
+			"-X "+pkg+".gitMajor="+major,
+			"-X "+pkg+".gitMinor="+minor,
 		)
 	}
 	return flags

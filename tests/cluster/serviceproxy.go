@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/vk-metal/vk-metal/tests/artifacts"
 	"github.com/vk-metal/vk-metal/tests/cluster/controlplane"
 	"github.com/vk-metal/vk-metal/tests/rig"
 )
@@ -19,17 +20,32 @@ const (
 	ServiceProxyVKMetal ServiceProxy = "vk-metal"
 	// ServiceProxyKube runs upstream's kube-proxy, in nftables mode, beside vk-metal.
 	ServiceProxyKube ServiceProxy = "kube-proxy"
+	// ServiceProxyNewKube is kube-proxy of a later version than the cluster's, which is built
+	// when somebody asks for it (artifacts.NewKubeProxyVersion; cold: 3 minutes on 2 quiet cores).
+	ServiceProxyNewKube ServiceProxy = "kube-proxy-new"
 )
+
+// kube says whether it is a kube-proxy, and of which version.
+func (p ServiceProxy) kube() (version string, ok bool) {
+	switch p {
+	case ServiceProxyKube:
+		return artifacts.KubernetesVersion, true
+	case ServiceProxyNewKube:
+		return artifacts.NewKubeProxyVersion, true
+	default:
+		return "", false
+	}
+}
 
 // ParseServiceProxy reads a name; "" is vk-metal.
 func ParseServiceProxy(name string) (ServiceProxy, error) {
 	switch proxy := ServiceProxy(name); proxy {
 	case "":
 		return ServiceProxyVKMetal, nil
-	case ServiceProxyVKMetal, ServiceProxyKube:
+	case ServiceProxyVKMetal, ServiceProxyKube, ServiceProxyNewKube:
 		return proxy, nil
 	default:
-		return "", fmt.Errorf("there is no service proxy %q: %s or %s", name, ServiceProxyVKMetal, ServiceProxyKube)
+		return "", fmt.Errorf("there is no service proxy %q: %s, %s or %s", name, ServiceProxyVKMetal, ServiceProxyKube, ServiceProxyNewKube)
 	}
 }
 
@@ -41,7 +57,7 @@ const (
 
 // proxyService leaves the conntrack sysctls alone: the machines share them with the host.
 const proxyService = `[Unit]
-Description=Kubernetes service proxy
+Description=Kubernetes service proxy %s
 After=network.target
 
 [Service]
@@ -79,7 +95,7 @@ func (c *Cluster) settle(ctx context.Context, machine *rig.Machine) error {
 // settleWith lets the machine know who makes Services work and where the cluster's DNS is, also
 // where it was otherwise, turns network policies on, sets thresholds for a shared disk, and restarts what has to know.
 func (c *Cluster) settleWith(ctx context.Context, machine *rig.Machine, proxy ServiceProxy) error {
-	external := proxy == ServiceProxyKube
+	version, external := proxy.kube()
 	config, err := machine.Run(ctx, "cat", configFile)
 	if err != nil {
 		return fmt.Errorf("read the configuration of %s: %w", machine.Name, err)
@@ -100,7 +116,7 @@ func (c *Cluster) settleWith(ctx context.Context, machine *rig.Machine, proxy Se
 		}
 	}
 	if external {
-		return c.startKubeProxy(ctx, machine)
+		return c.startKubeProxy(ctx, machine, version)
 	}
 	return nil
 }
@@ -129,19 +145,44 @@ func stopKubeProxy(ctx context.Context, machine *rig.Machine) error {
 	return nil
 }
 
-// startKubeProxy installs kube-proxy on the machine, unless it is there, as the
-// administrator of a cluster without kubeadm would: program, kubeconfig and unit.
-func (c *Cluster) startKubeProxy(ctx context.Context, machine *rig.Machine) error {
-	if has(ctx, machine, proxyUnit) {
+// startKubeProxy has kube-proxy of a version on the machine, instead of another one.
+func (c *Cluster) startKubeProxy(ctx context.Context, machine *rig.Machine, version string) error {
+	unit := fmt.Sprintf(proxyService, version, proxyProgram, proxyKubeconfig, machine.Name, controlplane.PodCIDRs)
+	if installed, err := machine.Run(ctx, "cat", proxyUnit); err == nil && strings.TrimSpace(installed) == strings.TrimSpace(unit) {
 		return nil
 	}
+	if err := stopKubeProxy(ctx, machine); err != nil {
+		return err
+	}
+	program, err := c.kubeProxy(ctx, version)
+	if err != nil {
+		return fmt.Errorf("install kube-proxy on %s: %w", machine.Name, err)
+	}
+	return c.installKubeProxy(ctx, machine, program, unit)
+}
+
+// kubeProxy is the program on this host, built unless the cache has it.
+func (c *Cluster) kubeProxy(ctx context.Context, version string) (string, error) {
+	store, err := artifacts.NewStore("", c.progress)
+	if err != nil {
+		return "", err
+	}
+	if version != artifacts.KubernetesVersion {
+		return store.NewKubeProxy(ctx)
+	}
+	dir, err := store.Kubernetes(ctx)
+	if err != nil {
+		return "", err
+	}
+	return filepath.EvalSymlinks(filepath.Join(dir, "kube-proxy"))
+}
+
+// installKubeProxy does what the administrator of a cluster without kubeadm would: program,
+// kubeconfig and unit.
+func (c *Cluster) installKubeProxy(ctx context.Context, machine *rig.Machine, program, unit string) error {
 	kubeconfig, err := c.ControlPlane.ProxyKubeconfig()
 	if err != nil {
 		return err
-	}
-	program, err := filepath.EvalSymlinks(filepath.Join(c.parts.kubernetes, "kube-proxy"))
-	if err != nil {
-		return fmt.Errorf("install kube-proxy on %s: %w", machine.Name, err)
 	}
 	if _, err := machine.Run(ctx, "apt-get", "install", "-y", "-q=2", "nftables", "conntrack"); err != nil {
 		return fmt.Errorf("install what kube-proxy needs: %w", err)
@@ -152,7 +193,6 @@ func (c *Cluster) startKubeProxy(ctx context.Context, machine *rig.Machine) erro
 	if err := machine.CopyIn(ctx, kubeconfig, proxyKubeconfig); err != nil {
 		return err
 	}
-	unit := fmt.Sprintf(proxyService, proxyProgram, proxyKubeconfig, machine.Name, controlplane.PodCIDRs)
 	if err := machine.WriteFile(ctx, proxyUnit, []byte(unit), 0o644); err != nil {
 		return err
 	}

@@ -30,10 +30,10 @@ func build(ctx context.Context, args []string) (string, error) {
 		return "", err
 	}
 	builders := map[string]func(context.Context) (string, error){
-		"kubernetes": store.Kubernetes, "agnhost": store.Agnhost, "package": store.Package,
+		"kubernetes": store.Kubernetes, "agnhost": store.Agnhost, "package": store.Package, "kube-proxy": store.NewKubeProxy,
 	}
 	if len(args) == 1 && builders[args[0]] != nil {
 		return builders[args[0]](ctx)
 	}
-	return "", fmt.Errorf("usage: artifact kubernetes|agnhost|package")
+	return "", fmt.Errorf("usage: artifact kubernetes|agnhost|package|kube-proxy")
 }
