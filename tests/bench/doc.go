@@ -4,5 +4,6 @@
 //
 // For pods it prints as well where the time goes (the agent's own histograms) and whose
 // processor time it is. With VK_METAL_BENCH_STATE it measures on a cluster that is up (metalrig
-// up --state) and leaves it; into VK_METAL_BENCH_PROFILE it writes the agent's profile of the burst.
+// up --state) and leaves it; into VK_METAL_BENCH_PROFILE it writes the agent's profile of the burst,
+// beside it (.N) its heap with N Services.
 package bench
