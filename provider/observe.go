@@ -257,5 +257,6 @@ func (w *worker) probe(pod *corev1.Pod, c podplan.Container, a *attempt, podIP s
 	w.p.deps.Probes.Sync(probes.Target{
 		PodUID: string(w.uid), Namespace: pod.Namespace, PodName: pod.Name, PodIP: podIP,
 		Container: c.Container, Attempt: a.rec.Number, StartedAtUnixNano: a.rec.StartedAt.UnixNano(),
+		WasStarted: a.heldStart, WasReady: a.heldReady,
 	})
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/vk-metal/vk-metal/internal/images"
 	"github.com/vk-metal/vk-metal/internal/launchspec"
 	"github.com/vk-metal/vk-metal/provider/podplan"
+	"github.com/vk-metal/vk-metal/provider/podstatus"
 	"github.com/vk-metal/vk-metal/systemd"
 )
 
@@ -385,13 +386,25 @@ func (w *worker) probeAll(pod *corev1.Pod, ips []string) {
 			continue
 		}
 		if c, ok := podplan.Find(pod, name); ok {
-			status, _ := statusOf(pod, name)
-			a.heldReady, a.heldStart = status.Ready, status.Started != nil && *status.Started
+			a.heldReady, a.heldStart = w.knownAs(pod, a)
 			a.readyUntil = time.Now().Add(holdTime(c))
 			w.probe(pod, c, a, first(ips))
 			w.wakeUp()
 		}
 	}
+}
+
+// knownAs is what the API says of an attempt. What it says of the one before is no news of this one.
+func (w *worker) knownAs(pod *corev1.Pod, a *attempt) (ready, started bool) {
+	shown := w.shownAs(pod)
+	if shown == nil {
+		return false, false
+	}
+	status, _ := statusOf(shown, a.rec.Container)
+	if status.ContainerID != podstatus.ContainerID(string(w.uid), a.rec.Container, a.rec.Number) {
+		return false, false
+	}
+	return status.Ready, status.Started != nil && *status.Started
 }
 
 // holdTime is how long probes may take to find out for themselves.

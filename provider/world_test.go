@@ -63,6 +63,7 @@ type world struct {
 	doubled  []string // attempts started beside a living one
 	deaf     map[string]bool
 	results  map[string]probes.Results
+	probed   []probes.Target // what is probed, in order
 	images   map[string]error
 	policies map[string]corev1.PullPolicy // of images, as last asked for
 	pulls    int
@@ -578,7 +579,11 @@ func (f fakeObjects) OnChange(fn func(string)) { f.a.onObject = fn }
 
 type fakeProbes struct{ a *agent }
 
-func (fakeProbes) Sync(probes.Target)            {}
+func (f fakeProbes) Sync(target probes.Target) {
+	f.a.w.mu.Lock()
+	defer f.a.w.mu.Unlock()
+	f.a.w.probed = append(f.a.w.probed, target)
+}
 func (fakeProbes) Stop(string, string)           {}
 func (fakeProbes) StopLivenessAndStartup(string) {}
 
