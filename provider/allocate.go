@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/types"
@@ -20,8 +21,8 @@ import (
 type allocations struct {
 	mu   sync.Mutex
 	pods map[types.UID]*corev1.Pod // as granted
-	// deferred are the pods whose resize waits for others to go.
-	deferred map[types.UID]bool
+	// deferred are the pods whose resize waits for others to go or to shrink.
+	deferred map[types.UID]podplan.Deferred
 	// leaving are the pods whose object is gone while their processes end. The scheduler has
 	// given their place away, and a kubelet does not count them either.
 	leaving map[types.UID]bool
@@ -86,8 +87,8 @@ func (p *Provider) place(uid types.UID) podplan.Place {
 // allocate returns the pod with the resources that it was granted, or why the node does
 // not take it. Only the worker's loop calls it.
 func (w *worker) allocate(pod *corev1.Pod, gone bool) (*corev1.Pod, *podplan.Refusal, error) {
-	if gone && w.grant != nil {
-		w.p.granted.leave(w.uid)
+	if gone && w.grant != nil && w.p.granted.leave(w.uid) {
+		w.p.retryResizes()
 	}
 	switch {
 	case w.rejected != nil:
@@ -110,18 +111,20 @@ func (w *worker) allocate(pod *corev1.Pod, gone bool) (*corev1.Pod, *podplan.Ref
 			return pod, nil, err
 		}
 	default:
-		w.pending = podplan.Ending{}
+		w.settle()
 	}
 	return podplan.Granted(pod, w.grant), nil, nil
 }
 
-// leave gives the pod's place away before its processes have ended.
-func (a *allocations) leave(uid types.UID) {
+// leave gives the pod's place away before its processes have ended, and says whether that is new.
+func (a *allocations) leave(uid types.UID) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if _, has := a.pods[uid]; has {
-		a.leaving[uid] = true
+	if _, has := a.pods[uid]; !has || a.leaving[uid] {
+		return false
 	}
+	a.leaving[uid] = true
+	return true
 }
 
 // admit judges a pod that is new to this node.
@@ -177,35 +180,96 @@ func (w *worker) grantAll(pod *corev1.Pod) error {
 	return nil
 }
 
-// admitResize grants a running pod other resources, or keeps why not.
+// admitResize grants a running pod other resources, or keeps why not. Those who go before it, or
+// may now have what they wait for, are woken.
 func (w *worker) admitResize(pod *corev1.Pod) error {
+	first, err := w.judgeResize(pod)
+	for _, uid := range first {
+		w.p.wake(uid)
+	}
+	return err
+}
+
+func (w *worker) judgeResize(pod *corev1.Pod) (next []types.UID, err error) {
 	granted := &w.p.granted
 	granted.mu.Lock()
 	defer granted.mu.Unlock()
-	reason, message := podplan.AdmitResize(pod, w.p.place(w.uid))
+	mine, waited := granted.deferred[w.uid]
+	if mine.Pod = pod; !waited {
+		mine.Since = pendingSince(pod)
+	}
+	reason, message, first := podplan.AdmitResizeInTurn(mine, granted.waiting(w.uid), w.p.place(""))
 	if reason != "" {
-		granted.deferred[w.uid] = reason == corev1.PodReasonDeferred
+		delete(granted.deferred, w.uid)
+		if reason == corev1.PodReasonDeferred {
+			granted.deferred[w.uid] = mine
+		}
 		if w.pending.Reason != reason {
-			w.event(pod, nil, corev1.EventTypeWarning, "Resize"+reason, message)
+			w.event(pod, nil, corev1.EventTypeWarning, "Resize"+reason, podplan.ResizeMessage(reason, pod, message))
 		}
 		w.pending = podplan.Ending{Reason: reason, Message: message}
-		return nil
+		return first, nil
 	}
 	w.pending, w.resizeError = podplan.Ending{}, ""
 	delete(granted.deferred, w.uid)
 	if err := w.grantAll(pod); err != nil {
-		return err
+		return first, err
 	}
-	w.event(pod, nil, corev1.EventTypeNormal, "ResizeStarted", fmt.Sprintf("Pod resize started: %s", describeGrant(w.grant)))
-	return nil
+	w.event(pod, nil, corev1.EventTypeNormal, "ResizeStarted", podplan.ResizeMessage("started", pod, ""))
+	for uid := range granted.deferred {
+		next = append(next, uid) // it may have become smaller
+	}
+	return next, nil
 }
 
-func describeGrant(a podplan.Allocation) string {
-	text := ""
-	for name, r := range a {
-		text += fmt.Sprintf("%s cpu %s/%s memory %s/%s; ", name, r.Requests.Cpu(), r.Limits.Cpu(), r.Requests.Memory(), r.Limits.Memory())
+// pendingSince is since when a resize waits, also under another agent before.
+func pendingSince(pod *corev1.Pod) time.Time {
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodResizePending && c.Reason == corev1.PodReasonDeferred {
+			return c.LastTransitionTime.Time
+		}
 	}
-	return text
+	return time.Now()
+}
+
+// waiting are the resizes that wait, but for one pod's. The lock is held.
+func (a *allocations) waiting(but types.UID) []podplan.Deferred {
+	var list []podplan.Deferred
+	for uid, d := range a.deferred {
+		if uid != but {
+			list = append(list, d)
+		}
+	}
+	return list
+}
+
+// settle ends the wait of a resize that is not asked for any more: those behind it may go on.
+func (w *worker) settle() {
+	w.pending = podplan.Ending{}
+	granted := &w.p.granted
+	granted.mu.Lock()
+	_, waited := granted.deferred[w.uid]
+	delete(granted.deferred, w.uid)
+	granted.mu.Unlock()
+	if waited {
+		w.p.retryResizes()
+	}
+}
+
+// retryResizes has the resizes that wait judged again.
+func (p *Provider) retryResizes() {
+	p.granted.mu.Lock()
+	waiting := p.granted.waiting("")
+	p.granted.mu.Unlock()
+	for _, d := range waiting {
+		p.wake(d.Pod.UID)
+	}
+}
+
+func (p *Provider) wake(uid types.UID) {
+	if w := p.byUID(uid); w != nil {
+		w.wakeUp()
+	}
 }
 
 // giveBack ends what the pod was granted: none of its processes is left. It is idempotent.
@@ -217,12 +281,6 @@ func (w *worker) giveBack() {
 	delete(granted.pods, w.uid)
 	delete(granted.deferred, w.uid)
 	delete(granted.leaving, w.uid)
-	waiting := make([]types.UID, 0, len(granted.deferred))
-	for uid, is := range granted.deferred {
-		if is {
-			waiting = append(waiting, uid)
-		}
-	}
 	granted.mu.Unlock()
 	if !had {
 		return
@@ -230,9 +288,5 @@ func (w *worker) giveBack() {
 	if err := os.Remove(allocationPath(w.p.deps.Layout, string(w.uid))); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		w.log.Warn("Cannot remove what a pod was granted", "err", err)
 	}
-	for _, uid := range waiting {
-		if other := w.p.byUID(uid); other != nil {
-			other.wakeUp()
-		}
-	}
+	w.p.retryResizes()
 }

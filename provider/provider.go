@@ -77,7 +77,7 @@ func New(deps Deps) (*Provider, error) {
 		deps: deps, log: deps.Log, workers: map[types.UID]*worker{}, units: map[string]*worker{},
 		pending: map[types.UID]bool{}, ready: make(chan struct{}), qosDirty: make(chan struct{}, 1),
 		static:  statics{dirty: make(chan struct{}, 1)},
-		granted: allocations{pods: map[types.UID]*corev1.Pod{}, deferred: map[types.UID]bool{}, leaving: map[types.UID]bool{}},
+		granted: allocations{pods: map[types.UID]*corev1.Pod{}, deferred: map[types.UID]podplan.Deferred{}, leaving: map[types.UID]bool{}},
 	}, nil
 }
 

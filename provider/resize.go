@@ -54,7 +54,7 @@ func (w *worker) resize(pod *corev1.Pod, d podplan.Decision) {
 		w.noteResized(pod, o.value.(resized))
 	case o.err != nil && w.resizeError == "": // its figures change with each try: the first is told
 		w.resizeError = o.err.Error()
-		w.event(pod, nil, corev1.EventTypeWarning, "ResizeError", w.resizeError)
+		w.event(pod, nil, corev1.EventTypeWarning, "ResizeError", podplan.ResizeMessage("error", pod, w.resizeError))
 	}
 }
 
@@ -76,7 +76,7 @@ func (w *worker) noteResized(pod *corev1.Pod, done resized) {
 			w.log.Error("Cannot record a resize", "container", r.Container, "err", err)
 		}
 	}
-	w.event(pod, nil, corev1.EventTypeNormal, "ResizeCompleted", "Pod resize completed: "+describeGrant(w.grant))
+	w.event(pod, nil, corev1.EventTypeNormal, "ResizeCompleted", podplan.ResizeMessage("completed", pod, ""))
 	w.wakeUp()
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -76,6 +77,64 @@ func TestResize(t *testing.T) {
 	if len(w.starts) != 2 {
 		t.Errorf("starts %v", w.starts)
 	}
+}
+
+// TestResizesInTurn: of the resizes that wait, room goes to the pod with the highest priority, then to
+// a guaranteed one, then to who has waited longest; who gives up makes way.
+func TestResizesInTurn(t *testing.T) {
+	w := newWorld(t)
+	w.allocatable = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("2")}
+	burstable := func(cpu string) corev1.ResourceRequirements {
+		return corev1.ResourceRequirements{Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(cpu)}}
+	}
+	synctest.Test(t, func(t *testing.T) {
+		w.t = t
+		w.boot("")
+		resources := map[string]func(string) corev1.ResourceRequirements{"big": burstable, "high": burstable, "sure": guaranteed, "early": burstable, "late": burstable}
+		for _, name := range []string{"big", "high", "sure", "early", "late"} {
+			cpu := "100m"
+			if name == "big" {
+				cpu = "1200m"
+			}
+			w.create(name, func(p *corev1.Pod) {
+				p.Spec.Containers[0].Resources = resources[name](cpu)
+				if name == "high" {
+					p.Spec.Priority = new(int32(1000))
+				}
+			})
+			w.until("Running", w.podIs(name, corev1.PodRunning))
+		}
+		pending := func(name string) string {
+			pod, _ := w.get(name)
+			return condition(pod, corev1.PodResizePending)
+		}
+		for _, name := range []string{"early", "sure", "high", "late"} {
+			w.update(name, func(p *corev1.Pod) { p.Spec.Containers[0].Resources = resources[name]("1200m") })
+			w.until("deferred", func() bool { return pending(name) == corev1.PodReasonDeferred })
+			time.Sleep(2 * time.Second) // they wait for different times
+		}
+		turn := func(next string, others ...string) {
+			t.Helper()
+			w.until("the turn of "+next, func() bool {
+				pod, _ := w.get(next)
+				return pending(next) == "none" && pod.Status.ContainerStatuses[0].AllocatedResources.Cpu().Equal(resource.MustParse("1200m"))
+			})
+			time.Sleep(time.Minute)
+			for _, other := range others {
+				if reason := pending(other); reason != corev1.PodReasonDeferred {
+					t.Errorf("after %s: %s is %s", next, other, reason)
+				}
+			}
+		}
+		w.delete("big", 1)
+		turn("high", "sure", "early", "late")
+		w.delete("high", 1)
+		turn("sure", "early", "late")
+		w.update("sure", func(p *corev1.Pod) { p.Spec.Containers[0].Resources = guaranteed("100m") }) // shrinks
+		turn("early", "late")
+		w.update("late", func(p *corev1.Pod) { p.Spec.Containers[0].Resources = burstable("100m") })
+		w.until("given up", func() bool { return pending("late") == "none" })
+	})
 }
 
 // TestAdmission: what does not fit fails for good, and what runs is not judged again by
