@@ -73,7 +73,7 @@ func (w *worker) prepare(pod *corev1.Pod) (shared, error) {
 		HugePages: p.deps.Node.HugePages,
 		Seccomp:   p.deps.Node.Seccomp, SeccompDefault: p.deps.Node.SeccompDefault,
 	}
-	s.ready = true
+	s.ready, w.furnished = true, true
 	return s, nil
 }
 

@@ -119,6 +119,9 @@ func (w *worker) sandboxState(pod *corev1.Pod) (ready bool, ips []string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	network, shared := w.ops[opNetwork], w.ops[opSandbox]
+	if !w.furnished && len(w.attempts) == 0 { // a kubelet makes the sandbox last, when volumes are there
+		return false, nil
+	}
 	if w.released || network == nil || !network.done || shared == nil || !shared.done {
 		return false, nil
 	}

@@ -43,6 +43,14 @@ func TestRuntimeClasses(t *testing.T) {
 				})
 			})
 		}
+		for name, want := range map[string]corev1.ConditionStatus{"a": corev1.ConditionTrue, "c": corev1.ConditionFalse, "d": corev1.ConditionFalse} {
+			w.until(name+" told of its sandbox", func() bool {
+				pod, _ := w.get(name)
+				return slices.ContainsFunc(pod.Status.Conditions, func(c corev1.PodCondition) bool {
+					return c.Type == corev1.PodReadyToStartContainers && c.Status == want
+				}) && (pod.Status.PodIP != "") == (want == corev1.ConditionTrue)
+			})
+		}
 		if w.runs("odd") || w.runs("none") {
 			t.Error("a container runs without the runtime that its pod asks for")
 		}

@@ -54,18 +54,19 @@ type worker struct {
 	freed    chan struct{} // closed when the pod holds nothing of the node any more
 
 	// Only the loop touches these.
-	attempts map[string][]*attempt
-	loaded   bool
-	dirty    bool        // units have to be asked
-	imminent bool        // a start waits for nothing but its environment
-	saved    *corev1.Pod // as it is on disk
-	started  time.Time
-	released bool
-	toldIPs  []netip.Addr // whose readiness was told
-	etc      etcFiles
-	etcIPs   string // the addresses that etc was written for
-	events   eventLimiter
-	progress progress
+	attempts  map[string][]*attempt
+	loaded    bool
+	dirty     bool        // units have to be asked
+	imminent  bool        // a start waits for nothing but its environment
+	saved     *corev1.Pod // as it is on disk
+	started   time.Time
+	released  bool
+	furnished bool         // all that the pod's containers share has been there
+	toldIPs   []netip.Addr // whose readiness was told
+	etc       etcFiles
+	etcIPs    string // the addresses that etc was written for
+	events    eventLimiter
+	progress  progress
 
 	grant       podplan.Allocation // nil before admission
 	rejected    *podplan.Refusal
