@@ -76,7 +76,8 @@ func slicePorts(s *discoveryv1.EndpointSlice, name string, proto Protocol) []uin
 	return out
 }
 
-// newEndpoint is false for an address that no packet may be sent to on a Service's behalf.
+// newEndpoint is false for an address that no packet may be sent to on a Service's behalf. A
+// condition that is not told is so, but for terminating (discovery.k8s.io/v1, EndpointConditions).
 func newEndpoint(e *discoveryv1.Endpoint, port uint16, ipv6 bool, node string) (out endpoint, ok bool) {
 	if len(e.Addresses) == 0 {
 		return out, false
@@ -85,11 +86,10 @@ func newEndpoint(e *discoveryv1.Endpoint, port uint16, ipv6 bool, node string) (
 	if err != nil || addr.Zone() != "" || addr.Is6() != ipv6 || addr.IsLoopback() || addr.IsUnspecified() || addr.IsMulticast() {
 		return out, false
 	}
-	out = endpoint{addr: netip.AddrPortFrom(addr, port), ready: true, near: e.NodeName != nil && *e.NodeName == node}
+	out = endpoint{addr: netip.AddrPortFrom(addr, port), ready: true, serving: true, near: e.NodeName != nil && *e.NodeName == node}
 	if c := e.Conditions.Ready; c != nil {
 		out.ready = *c
 	}
-	out.serving = out.ready
 	if c := e.Conditions.Serving; c != nil {
 		out.serving = *c
 	}

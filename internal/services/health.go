@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"strconv"
 	"strings"
 	"sync"
@@ -61,23 +62,24 @@ func newHealth(ns *linuxns.NS, log *slog.Logger) *health {
 }
 
 // checkOf says which port a Service's health is asked on (0: none) and how many endpoints
-// of this node are ready; those that end do not count, however long they serve.
+// of this node are ready; those that end do not count, however long they serve. A pod with
+// addresses of both IP versions counts once: the version that has more endpoints is told.
 func checkOf(s *corev1.Service, sliceList []*discoveryv1.EndpointSlice, node NodeFacts) check {
 	if s == nil || !proxied(s) || s.Spec.Type != corev1.ServiceTypeLoadBalancer ||
 		s.Spec.ExternalTrafficPolicy != corev1.ServiceExternalTrafficPolicyLocal {
 		return check{}
 	}
 	c := check{port: uint16(s.Spec.HealthCheckNodePort)}
-	ips := map[string]bool{}
+	ips := map[bool]map[netip.Addr]bool{false: {}, true: {}} // by being IPv6
 	for _, slice := range sliceList {
 		for i := range slice.Endpoints {
-			e, ok := newEndpoint(&slice.Endpoints[i], 0, slice.AddressType == discoveryv1.AddressTypeIPv6, node.Name)
-			if ok && e.ready && e.near {
-				ips[e.addr.Addr().String()] = true
+			ipv6 := slice.AddressType == discoveryv1.AddressTypeIPv6
+			if e, ok := newEndpoint(&slice.Endpoints[i], 0, ipv6, node.Name); ok && e.ready && e.near {
+				ips[ipv6][e.addr.Addr()] = true
 			}
 		}
 	}
-	c.ready = len(ips)
+	c.ready = max(len(ips[false]), len(ips[true]))
 	return c
 }
 

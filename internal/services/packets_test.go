@@ -112,6 +112,27 @@ func TestResetConnectionIsForgotten(t *testing.T) {
 	}
 }
 
+// TestNodeIsRefusedByItself: who asks a node port without endpoints on the node itself is told that
+// it is refused, not that sending is forbidden (EPERM).
+func TestNodeIsRefusedByItself(t *testing.T) {
+	w := newWorld(t)
+	for _, proto := range []Protocol{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
+		for _, node := range []netip.Addr{testnet.NodeIP4, testnet.NodeIP6} {
+			every := netip.IPv4Unspecified()
+			if node.Is6() {
+				every = netip.IPv6Unspecified()
+			}
+			w.load(Port{ID: "nobody", Protocol: proto, Frontend: []Frontend{{Kind: NodePort, Addr: every, Port: 30080}}})
+			if _, err := testnet.AskOnce(w.Node, proto.String(), netip.AddrPortFrom(node, 30080)); !errors.Is(err, unix.ECONNREFUSED) {
+				t.Errorf("%s to %s: %v", proto, node, err)
+			}
+		}
+	}
+	if t.Failed() {
+		t.Log(w.Ruleset())
+	}
+}
+
 // resets listens at an address and resets the one connection that comes; the returned
 // function waits for that.
 func resets(t *testing.T, ns *linuxns.NS, at netip.AddrPort) (wait func()) {

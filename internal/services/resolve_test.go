@@ -89,6 +89,11 @@ func TestResolve(t *testing.T) {
 			"ns/web:80/tcp clusterIP=10.96.0.10:80 → [10.0.1.1:8080]",
 		},
 		{
+			"serving unless told otherwise", nil,
+			[]*discoveryv1.EndpointSlice{slice("10.0.1.1 -ready +terminating", "10.0.2.1 -ready -serving +terminating", "10.0.3.1 -ready")},
+			"ns/web:80/tcp clusterIP=10.96.0.10:80 → [10.0.1.1:8080]",
+		},
+		{
 			"ready before serving while ending", nil,
 			[]*discoveryv1.EndpointSlice{slice("10.0.1.1 -ready +serving +terminating", "10.0.2.1")},
 			"ns/web:80/tcp clusterIP=10.96.0.10:80 → [10.0.2.1:8080]",
@@ -195,6 +200,19 @@ func show(ports []Port) string {
 		lines = append(lines, p.String())
 	}
 	return strings.Join(lines, "\n")
+}
+
+// TestHealthCountsPods: a pod with two addresses is one endpoint for a load balancer.
+func TestHealthCountsPods(t *testing.T) {
+	s := baseService()
+	s.Spec.Type, s.Spec.ExternalTrafficPolicy, s.Spec.HealthCheckNodePort = corev1.ServiceTypeLoadBalancer, corev1.ServiceExternalTrafficPolicyLocal, 32123
+	four := slice("10.0.1.1@node-a", "10.0.1.2@node-a", "10.0.1.3@node-a -ready", "10.0.2.1@node-b")
+	six := slice("fd00::1@node-a", "fd00::2@node-a", "fd00::3@node-a -ready", "fd00::4@node-b")
+	for _, list := range [][]*discoveryv1.EndpointSlice{{four}, {six}, {four, six}, {four, four}} {
+		if got := checkOf(s, list, NodeFacts{Name: "node-a"}); got != (check{32123, 2}) {
+			t.Errorf("%d slices: %+v", len(list), got)
+		}
+	}
 }
 
 // TestNamedPorts: a named target port has another number in each slice, and a Service's

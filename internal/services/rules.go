@@ -1,6 +1,7 @@
 package services
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 
@@ -234,6 +235,9 @@ func (f *family) chains() []chainSpec {
 	unserved := []exprs{
 		rule(ctState(ctStateNew), verdict(expr.VerdictJump, "refuse")),
 	}
+	// What the node sends to its own node ports comes in again by the loopback interface, and is refused
+	// there: on its way out a UDP sender would see EPERM instead of a refusal.
+	unservedNodePorts := rule(ctState(ctStateNew), f.toNode(), f.dispatch(nodePorts, mapUnserved))
 	// What the connection tracking cannot place is not translated back; a client that gets
 	// it from the endpoint's own address answers with a reset and loses its connection.
 	// Both directions of a pod's connections pass here, so nothing good is lost.
@@ -245,7 +249,6 @@ func (f *family) chains() []chainSpec {
 		{name: chainDrop, rules: []exprs{verdict(expr.VerdictDrop)}},
 		{name: "refuse", rules: []exprs{
 			f.dispatch("", mapUnserved),
-			rule(f.toNode(), f.dispatch(nodePorts, mapUnserved)),
 			rule(f.toClusterIPs(), verdict(expr.VerdictGoto, chainReject)),
 		}},
 		{name: "translate", rules: []exprs{
@@ -260,7 +263,7 @@ func (f *family) chains() []chainSpec {
 		{name: "output", typ: nat, hook: out, prio: priorityNAT, rules: []exprs{
 			rule(f.toClusterIPs(), mark()), verdict(expr.VerdictJump, "translate"),
 		}},
-		{name: "unserved-prerouting", typ: filter, hook: pre, prio: priorityUnserved, rules: unserved},
+		{name: "unserved-prerouting", typ: filter, hook: pre, prio: priorityUnserved, rules: append(slices.Clone(unserved), unservedNodePorts)},
 		{name: "unserved-output", typ: filter, hook: out, prio: priorityUnserved, rules: unserved},
 		{name: "invalid", typ: filter, hook: nftables.ChainHookForward, prio: 0, rules: []exprs{
 			invalid(expr.MetaKeyIIFGROUP), invalid(expr.MetaKeyOIFGROUP),
