@@ -15,7 +15,8 @@ import (
 
 // flows are UDP frontends whose endpoints changed, with the endpoints that they have now. A
 // UDP client goes on sending from one port, and the kernel goes on sending it to where the
-// first packet went: to an endpoint that is gone, or, from before there was one, nowhere.
+// first packet went: to an endpoint that is gone, or, from before there was one, nowhere. An
+// endpoint that ends keeps its clients for as long as it serves, as it does those of TCP.
 type flows map[claimKey][]netip.AddrPort
 
 // merge takes over what is newer.
@@ -33,8 +34,8 @@ func (s *state) flowsOf(keys map[claimKey]bool) flows {
 			continue
 		}
 		out[key] = nil
-		if list := s.claims[key]; len(list) > 0 && list[0].port.Some {
-			out[key] = slices.Concat(list[0].port.Cluster, list[0].port.Here)
+		if list := s.claims[key]; len(list) > 0 {
+			out[key] = list[0].port.Serving
 		}
 	}
 	return out

@@ -117,6 +117,17 @@ func usable(list []endpoint) []endpoint {
 	return filter(list, func(e *endpoint) bool { return e.serving && e.terminating })
 }
 
+// serving are the addresses of those that answer clients which they have, whether or not they may get
+// new ones.
+func serving(list []endpoint) (out []netip.AddrPort) {
+	for i := range list {
+		if e := &list[i]; e.ready || e.serving {
+			out = append(out, e.addr)
+		}
+	}
+	return out
+}
+
 // preferred narrows the endpoints to those that the hints give to this node, else to this
 // zone, else takes all. Hints count only if every ready endpoint has them.
 func preferred(list []endpoint, node, zone string) []endpoint {

@@ -77,6 +77,9 @@ type Port struct {
 	// Cluster are the endpoints for everybody, Here those of this node; the position in
 	// the slice is the slot in the kernel's map.
 	Cluster, Here []netip.AddrPort
+	// Serving are the endpoints that UDP clients may stay with, sorted: also those that end and
+	// get nobody new. Other protocols need none.
+	Serving []netip.AddrPort
 	// Near are the endpoints of this node, whichever list they are in.
 	Near []netip.Addr
 	// Affinity is how long a client stays with its endpoint; 0 is no affinity.

@@ -192,7 +192,8 @@ func TestOthersTablesStay(t *testing.T) {
 }
 
 // TestUDPClientsMoveOn: a client that sends from one port all the time reaches the new
-// endpoint, and one that started before there was any, too.
+// endpoint, and one that started before there was any, too; one whose endpoint ends stays with
+// it until it serves no more.
 func TestUDPClientsMoveOn(t *testing.T) {
 	c := newWorld(t).proxied()
 	client, one, two := c.Pod(), c.Pod(), c.Pod()
@@ -229,6 +230,15 @@ func TestUDPClientsMoveOn(t *testing.T) {
 	for range 5 {
 		testnet.Eventually(t, "the client stays with its endpoint", answers("two"))
 	}
+	three := c.Pod()
+	c.Serve(three.NS, "three", 8080)
+	c.endpoints(three.V4.String(), two.V4.String()+" -ready +serving +terminating")
+	c.becomes("new clients", client, "tcp", "10.96.0.10:80", "three from "+client.V4.String())
+	for range 20 {
+		testnet.Must(t, answers("two")()) // serves while it ends
+	}
+	c.endpoints(three.V4.String(), two.V4.String()+" -ready -serving +terminating")
+	testnet.Eventually(t, "the third answers", answers("three"))
 }
 
 // steadyClient sends from one socket that no ICMP error closes.

@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 )
@@ -95,6 +96,9 @@ func resolvePort(s *corev1.Service, port *corev1.ServicePort, ip netip.Addr, sli
 	}}
 	all := withdraw(portEndpoints(sliceList, ip.Is6(), port.Name, proto, node.Name), node.unready)
 	r.Some = len(usable(all)) > 0
+	if proto == unix.IPPROTO_UDP {
+		r.Serving = serving(all)
+	}
 	r.cluster = preferred(all, node.Name, node.Zone)
 	near := filter(all, func(e *endpoint) bool { return e.near })
 	r.here = usable(near)

@@ -66,7 +66,7 @@ func (s *state) set(service string, age int64, ports []Port) *delta {
 		s.renderClaim(key, after)
 	})
 	d := &delta{del: before.minus(after), add: after.minus(before), groups: s.regroup(old, ports)}
-	if !d.empty() {
+	if !d.empty() || !slices.EqualFunc(old, ports, func(a, b Port) bool { return slices.Equal(a.Serving, b.Serving) }) {
 		d.flows = s.flowsOf(keys)
 	}
 	return d
