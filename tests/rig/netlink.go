@@ -88,6 +88,10 @@ func enterNetns(path string) error {
 	return nil
 }
 
+// InNetns runs do on a thread of its own in the network namespace at path; "" is the
+// current one. Sockets stay in it, goroutines that do starts are not.
+func InNetns(path string, do func() error) error { return inNetns(path, do) }
+
 // inNetns runs do on a thread in the namespace at path; "" is the current one.
 func inNetns(path string, do func() error) error {
 	if path == "" {
