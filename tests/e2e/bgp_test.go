@@ -357,6 +357,9 @@ func TestTopOfRack(t *testing.T) {
 	for _, pod := range e.web() {
 		byNode[pod.Spec.NodeName] = &pod
 	}
+	if len(byNode) != len(nodes) {
+		t.Fatalf("the scheduler put the two pods on %d node, each was to have one", len(byNode))
+	}
 	for _, node := range nodes {
 		r.leads(r.podCIDR(node.Name), node)
 		pod := byNode[node.Name]
