@@ -5,6 +5,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	registerapi "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
+	podresourcesapi "k8s.io/kubelet/pkg/apis/podresources/v1"
 
 	"github.com/vk-metal/vk-metal/internal/claims"
 	"github.com/vk-metal/vk-metal/internal/csi"
@@ -24,7 +25,7 @@ func (a *agent) newPlugins() (tasks []task.Task, err error) {
 	if err != nil {
 		return nil, err
 	}
-	a.pods.devices, err = devices.New(devices.Options{Layout: a.g.layout, Changed: a.node.Changed, Pods: a.knownPods, Log: a.log})
+	a.pods.devices, err = devices.New(devices.Options{Layout: a.g.layout, Changed: a.node.Changed, Pods: a.knownPods, Claimed: a.claimed, Log: a.log})
 	if err != nil {
 		return nil, err
 	}
@@ -55,6 +56,11 @@ func (a *agent) knownPods() []*corev1.Pod {
 		return nil
 	}
 	return a.pods.provider.Pods()
+}
+
+// claimed are the devices of a container's ResourceClaims.
+func (a *agent) claimed(pod *corev1.Pod, c *corev1.Container) []*podresourcesapi.DynamicResource {
+	return a.pods.claims.Resources(pod, c)
 }
 
 // deviceResources are those of device plugins, none before there can be any.

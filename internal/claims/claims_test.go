@@ -23,6 +23,7 @@ import (
 	clienttesting "k8s.io/client-go/testing"
 	drav1 "k8s.io/kubelet/pkg/apis/dra/v1"
 	drav1beta1 "k8s.io/kubelet/pkg/apis/dra/v1beta1"
+	podresourcesapi "k8s.io/kubelet/pkg/apis/podresources/v1"
 
 	"github.com/vk-metal/vk-metal/internal/paths"
 	"github.com/vk-metal/vk-metal/internal/testapi"
@@ -172,6 +173,13 @@ func TestClaimsAreSharedAndGivenBackByTheLast(t *testing.T) {
 	if got := len(n.Pods()); got != 2 {
 		t.Errorf("%d pods", got)
 	}
+	c := &corev1.Container{Name: "c", Resources: corev1.ResourceRequirements{Claims: []corev1.ResourceClaim{{Name: "a", Request: "one"}, {Name: "a", Request: "two"}}}}
+	if got, want := told(n.Resources(one, c)), "both of ns: gpu/pool/one gpu/both=one, gpu/pool/two gpu/both=two, nic/pool/one nic/both=one, nic/pool/two nic/both=two; "; got != want {
+		t.Errorf("resources %q, want %q", got, want)
+	}
+	if got := told(n.Resources(podWith("stranger", "both"), c)); got != "" {
+		t.Errorf("a pod that the claim was not made ready for has %q", got)
+	}
 	for _, uid := range []string{"p1", "p1", "nobody"} {
 		if err := n.Release(t.Context(), uid); err != nil {
 			t.Fatal(err)
@@ -189,6 +197,19 @@ func TestClaimsAreSharedAndGivenBackByTheLast(t *testing.T) {
 	if got := n.Pods(); len(got) != 0 {
 		t.Errorf("left: %v", got)
 	}
+}
+
+// told prints what monitoring agents are told.
+func told(list []*podresourcesapi.DynamicResource) string {
+	text := ""
+	for _, r := range list {
+		var parts []string
+		for _, d := range r.ClaimResources {
+			parts = append(parts, d.DriverName+"/"+d.PoolName+"/"+d.DeviceName+" "+d.CdiDevices[0].Name)
+		}
+		text += r.ClaimName + " of " + r.ClaimNamespace + ": " + strings.Join(parts, ", ") + "; "
+	}
+	return text
 }
 
 // TestExtendedResources: the claim that the scheduler made for extended resources.

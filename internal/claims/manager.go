@@ -59,6 +59,10 @@ type claim struct {
 type device struct {
 	Requests []string `json:"requests,omitempty"`
 	CDI      []string `json:"cdi,omitempty"`
+	// Pool, Name and Share say which it is, for who asks; empty when an agent noted it that did not.
+	Pool  string  `json:"pool,omitempty"`
+	Name  string  `json:"name,omitempty"`
+	Share *string `json:"share,omitempty"`
 }
 
 func (c *claim) key() string { return c.Namespace + "/" + c.Name }
@@ -99,19 +103,12 @@ func (m *Manager) Pods() map[string]string {
 	return out
 }
 
-// Devices are the names of the CDI devices that a container of a prepared pod has.
-func (m *Manager) Devices(pod *corev1.Pod, c *corev1.Container) ([]string, error) {
-	var names []string
-	add := func(claimName, request string) error {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		known := m.claims[pod.Namespace+"/"+claimName]
-		if known == nil || !known.ready {
-			return fmt.Errorf("ResourceClaim %s is not prepared", claimName)
-		}
-		names = append(names, known.devices(request)...)
-		return nil
-	}
+// use is a claim, by name, that a container names, and which of its requests, "" for all.
+type use struct{ claim, request string }
+
+// uses are those of a container.
+func uses(pod *corev1.Pod, c *corev1.Container) ([]use, error) {
+	var out []use
 	for _, wanted := range c.Resources.Claims {
 		i := slices.IndexFunc(pod.Spec.ResourceClaims, func(p corev1.PodResourceClaim) bool { return p.Name == wanted.Name })
 		if i < 0 {
@@ -121,22 +118,35 @@ func (m *Manager) Devices(pod *corev1.Pod, c *corev1.Container) ([]string, error
 		if err != nil {
 			return nil, err
 		}
-		if name == nil {
-			continue // its template made none
-		}
-		if err := add(*name, wanted.Request); err != nil {
-			return nil, err
+		if name != nil { // or else its template made none
+			out = append(out, use{*name, wanted.Request})
 		}
 	}
 	if extended := pod.Status.ExtendedResourceClaimStatus; extended != nil {
 		for _, mapping := range extended.RequestMappings {
-			if mapping.ContainerName != c.Name {
-				continue
-			}
-			if err := add(extended.ResourceClaimName, mapping.RequestName); err != nil {
-				return nil, err
+			if mapping.ContainerName == c.Name {
+				out = append(out, use{extended.ResourceClaimName, mapping.RequestName})
 			}
 		}
+	}
+	return out, nil
+}
+
+// Devices are the names of the CDI devices that a container of a prepared pod has.
+func (m *Manager) Devices(pod *corev1.Pod, c *corev1.Container) ([]string, error) {
+	wanted, err := uses(pod, c)
+	if err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	var names []string
+	for _, u := range wanted {
+		known := m.claims[pod.Namespace+"/"+u.claim]
+		if known == nil || !known.ready {
+			return nil, fmt.Errorf("ResourceClaim %s is not prepared", u.claim)
+		}
+		names = append(names, known.devices(u.request)...)
 	}
 	return names, nil
 }

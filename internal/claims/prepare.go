@@ -144,7 +144,7 @@ func (m *Manager) prepareBy(ctx context.Context, driver string, list []*claim) e
 		}
 		var made []device
 		for _, d := range result.GetDevices() {
-			made = append(made, device{Requests: d.RequestNames, CDI: d.CdiDeviceIds})
+			made = append(made, device{Requests: d.RequestNames, CDI: d.CdiDeviceIds, Pool: d.PoolName, Name: d.DeviceName, Share: d.ShareId})
 		}
 		m.mu.Lock()
 		c.Drivers[driver] = made

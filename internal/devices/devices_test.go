@@ -126,7 +126,11 @@ func (w *world) restart() {
 	}
 	w.changed = make(chan struct{}, 100)
 	m, err := New(Options{
-		Layout: w.layout, Changed: func() { w.changed <- struct{}{} }, Pods: func() []*corev1.Pod { return w.pods }, SpecDirs: []string{w.layout.Lib + "/cdi", w.layout.Lib + "/cdi-run"}, Log: slog.New(slog.DiscardHandler),
+		Layout: w.layout, Changed: func() { w.changed <- struct{}{} }, Pods: func() []*corev1.Pod { return w.pods }, SpecDirs: []string{w.layout.Lib + "/cdi", w.layout.Lib + "/cdi-run"},
+		Claimed: func(p *corev1.Pod, c *corev1.Container) []*podresourcesapi.DynamicResource {
+			return []*podresourcesapi.DynamicResource{{ClaimName: p.Name + "/" + c.Name}}
+		},
+		Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		w.t.Fatal(err)
@@ -364,6 +368,9 @@ func TestPodResources(t *testing.T) {
 	device := list.PodResources[0].Containers[0].Devices[0]
 	if device.ResourceName != gpu || !slices.Equal(device.DeviceIds, []string{"a"}) || device.Topology.Nodes[0].ID != 1 {
 		t.Errorf("device %v", device)
+	}
+	if claimed := list.PodResources[0].Containers[0].DynamicResources; len(claimed) != 1 || claimed[0].ClaimName != "p-1/x" {
+		t.Errorf("claims %v", claimed)
 	}
 	if got, err := client.Get(t.Context(), &podresourcesapi.GetPodResourcesRequest{PodNamespace: "shop", PodName: "p-1"}); err != nil || got.PodResources.Name != "p-1" {
 		t.Errorf("get %v %v", got, err)

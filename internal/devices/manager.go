@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	deviceapi "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
+	podresourcesapi "k8s.io/kubelet/pkg/apis/podresources/v1"
 	"tags.cncf.io/container-device-interface/pkg/cdi"
 
 	"github.com/vk-metal/vk-metal/internal/paths"
@@ -25,6 +26,8 @@ type Options struct {
 	Changed func()
 	// Pods are those of the node, for who asks what they have; may be nil.
 	Pods func() []*corev1.Pod
+	// Claimed are the devices of a container's ResourceClaims, for the same; may be nil.
+	Claimed func(*corev1.Pod, *corev1.Container) []*podresourcesapi.DynamicResource
 	// SpecDirs have the specifications of CDI devices, those that go before others last; empty
 	// means /etc/cdi and /var/run/cdi.
 	SpecDirs []string

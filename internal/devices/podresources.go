@@ -69,6 +69,9 @@ func (m *Manager) resourcesOf(pod *corev1.Pod) *podresourcesapi.PodResources {
 		for _, name := range slices.Sorted(maps.Keys(lent)) {
 			resources.Devices = append(resources.Devices, m.known[name].describe(name, lent[name].IDs)...)
 		}
+		if m.o.Claimed != nil {
+			resources.DynamicResources = m.o.Claimed(pod, &c)
+		}
 		out.Containers = append(out.Containers, resources)
 	}
 	return out
