@@ -342,7 +342,7 @@ func (b *bench) starts() time.Duration {
 	out := b.on("systemd-run", "--quiet", "--collect", "--pipe", "--wait", "--property=TasksMax=infinity", "--property=WorkingDirectory=/opt",
 		"--property=StateDirectory=vk-metal", "--setenv=VK_METAL_REQUIRE=all", "--setenv=VK_METAL_BENCH=1", "--setenv=VK_METAL_TEST_BUSYBOX=/opt/busybox",
 		"--setenv=VK_METAL_TEST_SLOWNESS=5", // time-outs only: the host may be busy
-		"/opt/systemd.test", "-test.v", "-test.timeout=10m", "-test.run=^TestMachineLatency$")
+		"/opt/systemd.test", "-test.v", "-test.timeout=10m", "-test.run=^TestMachine(Latency|Parts)$")
 	return b.launcher(out)
 }
 
