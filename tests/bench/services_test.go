@@ -13,16 +13,13 @@ import (
 	"time"
 
 	"github.com/vishvananda/netns"
-	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	discoveryv1 "k8s.io/api/discovery/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
-	"k8s.io/client-go/util/retry"
 	"k8s.io/utils/ptr"
 
 	"github.com/vk-metal/vk-metal/tests/cluster"
@@ -31,8 +28,8 @@ import (
 
 const (
 	endpointsEach = 10
-	// writers make Services at the same time.
-	writers = 16
+	// growTime bounds how long the API server may take to hear of Services.
+	growTime = 3 * time.Minute
 	// progressTime is how often what takes long is looked at.
 	progressTime = 30 * time.Second
 )
@@ -108,13 +105,7 @@ func newServices(b *bench, bound time.Duration) *services {
 	for i := range s.servers {
 		s.servers[i] = s.serve(byte('0' + i))
 	}
-	if err := s.make(b.ctx, "canary", 0); err != nil {
-		b.Fatal(err)
-	}
-	if s.slice, err = client.DiscoveryV1().EndpointSlices(b.ns).Get(b.ctx, "canary", metav1.GetOptions{}); err != nil {
-		b.Fatal(err)
-	}
-	if s.canary, err = client.CoreV1().Services(b.ns).Get(b.ctx, "canary", metav1.GetOptions{}); err != nil {
+	if err := s.makeCanary(); err != nil {
 		b.Fatal(err)
 	}
 	return s
@@ -166,45 +157,48 @@ func (s *services) serve(answer byte) *net.TCPAddr {
 	return listener.Addr().(*net.TCPAddr)
 }
 
-// grow makes Services until there are n.
+// grow makes Services until there are n, and waits until the API server knows them.
 func (s *services) grow(n int) {
 	s.Helper()
-	begin, told := time.Now(), time.Now()
-	group, ctx := errgroup.WithContext(s.ctx)
-	group.SetLimit(writers)
-	for i := s.made; i < n-1 && ctx.Err() == nil; i++ {
-		group.Go(func() error { return s.make(ctx, fmt.Sprintf("service-%d", i), i) })
-		if time.Since(told) > progressTime {
-			told = time.Now()
-			s.Logf("%d of %d Services made after %.0f s", i, n, time.Since(begin).Seconds())
-		}
+	begin := time.Now()
+	if err := s.fill(s.made, n-1); err != nil {
+		s.Fatalf("make %d Services: %v", n, err)
 	}
-	if err := group.Wait(); err != nil {
-		s.Fatalf("make %d Services, after %.0f s: %v", n, time.Since(begin).Seconds(), err)
+	if last := n - 2; last >= s.made {
+		s.awaitSlice(nameOf(last))
 	}
 	s.Logf("%d more Services made in %.0f s", n-1-s.made, time.Since(begin).Seconds())
 	s.made = n - 1
 }
 
-// make makes a Service and its slice; the canary has one endpoint, others have ten that
-// nobody is behind.
-func (s *services) make(ctx context.Context, name string, index int) error {
-	service := &corev1.Service{
-		ObjectMeta: metav1.ObjectMeta{Name: name}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}},
-	}
-	err := persist(func() error {
-		_, err := s.client.CoreV1().Services(s.ns).Create(ctx, service, metav1.CreateOptions{})
-		return err
+// awaitSlice waits until the API server's cache has a slice, of which all watches are fed.
+func (s *services) awaitSlice(name string) {
+	s.Helper()
+	err := wait.PollUntilContextTimeout(s.ctx, 100*time.Millisecond, growTime, true, func(ctx context.Context) (bool, error) {
+		_, err := s.client.DiscoveryV1().EndpointSlices(s.ns).Get(ctx, name, metav1.GetOptions{ResourceVersion: "0"})
+		if apierrors.IsNotFound(err) {
+			return false, nil
+		}
+		return err == nil, err
 	})
 	if err != nil {
-		return err
+		s.Fatalf("wait for slice %s: %v", name, err)
 	}
-	return persist(func() error {
-		_, err := s.client.DiscoveryV1().EndpointSlices(s.ns).Create(ctx, s.sliceOf(name, index), metav1.CreateOptions{})
-		return err
-	})
 }
 
+// makeCanary makes the canary and its slice.
+func (s *services) makeCanary() (err error) {
+	service := &corev1.Service{
+		ObjectMeta: metav1.ObjectMeta{Name: "canary"}, Spec: corev1.ServiceSpec{Ports: []corev1.ServicePort{{Port: 80}}},
+	}
+	if s.canary, err = s.client.CoreV1().Services(s.ns).Create(s.ctx, service, metav1.CreateOptions{}); err != nil {
+		return err
+	}
+	s.slice, err = s.client.DiscoveryV1().EndpointSlices(s.ns).Create(s.ctx, s.sliceOf("canary", 0), metav1.CreateOptions{})
+	return err
+}
+
+// sliceOf is a slice: the canary has one endpoint, others have ten that nobody is behind.
 func (s *services) sliceOf(name string, index int) *discoveryv1.EndpointSlice {
 	slice := &discoveryv1.EndpointSlice{
 		ObjectMeta:  metav1.ObjectMeta{Name: name, Labels: map[string]string{discoveryv1.LabelServiceName: name}},
@@ -221,21 +215,6 @@ func (s *services) sliceOf(name string, index int) *discoveryv1.EndpointSlice {
 		slice.Endpoints = append(slice.Endpoints, discoveryv1.Endpoint{Addresses: []string{fmt.Sprintf("10.%d.%d.%d", 128+k>>16, k>>8&255, k&255)}})
 	}
 	return slice
-}
-
-// persist makes an object in spite of an API server that is behind; what an attempt without an
-// answer has made is made.
-func persist(create func() error) error {
-	patience := wait.Backoff{Duration: 100 * time.Millisecond, Factor: 2, Jitter: 0.5, Steps: 8}
-	err := retry.OnError(patience, func(err error) bool {
-		return apierrors.IsServerTimeout(err) || apierrors.IsTimeout(err) || apierrors.IsTooManyRequests(err) ||
-			apierrors.IsInternalError(err) || apierrors.IsServiceUnavailable(err) ||
-			utilnet.IsConnectionReset(err) || utilnet.IsConnectionRefused(err) || utilnet.IsProbableEOF(err) || utilnet.IsTimeout(err)
-	}, create)
-	if apierrors.IsAlreadyExists(err) {
-		return nil
-	}
-	return err
 }
 
 // move makes the other server the canary's only endpoint.

@@ -100,9 +100,24 @@ func probe(ctx context.Context, client *http.Client, url string) error {
 	return nil
 }
 
-// healthClient trusts the rig's authorities. It shows etcd's client certificate to
-// etcd, which asks for one, and nothing to the others: their health is public.
+// healthClient asks components whether they are ready.
 func (cp *ControlPlane) healthClient() (*http.Client, error) {
+	config, err := cp.clientTLS()
+	if err != nil {
+		return nil, err
+	}
+	return &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{TLSClientConfig: config}}, nil
+}
+
+// Etcd is where the cluster's etcd is and what to connect with.
+func (cp *ControlPlane) Etcd() (url string, config *tls.Config, err error) {
+	config, err = cp.clientTLS()
+	return etcdURL(cp.endpoints[0].V4), config, err
+}
+
+// clientTLS trusts the rig's authorities. It shows etcd's client certificate to
+// etcd, which asks for one, and nothing to the others: their health is public.
+func (cp *ControlPlane) clientTLS() (*tls.Config, error) {
 	pool := x509.NewCertPool()
 	for _, name := range []string{"ca", "etcd-ca"} {
 		data, err := os.ReadFile(cp.pki.Cert(name))
@@ -122,5 +137,5 @@ func (cp *ControlPlane) healthClient() (*http.Client, error) {
 		}
 		return &cert, nil
 	}
-	return &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{TLSClientConfig: config}}, nil
+	return config, nil
 }
