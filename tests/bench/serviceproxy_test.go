@@ -155,6 +155,12 @@ func (s *services) memory(p *proxyOn) string {
 		found["VmRSS"], found["RssAnon"], found["VmHWM"], found["group"], found["kernel"], found["file"], found["peak"])
 }
 
+// resetPeak has the peak of what is resident begin anew (proc_pid_clear_refs(5)).
+func (s *services) resetPeak(p *proxyOn) {
+	s.Helper()
+	s.run(p, "sh", "-c", "echo 5 >/proc/$(systemctl show --property=MainPID --value "+p.unit+")/clear_refs")
+}
+
 func (s *services) run(p *proxyOn, argv ...string) string {
 	s.Helper()
 	out, err := p.node.Run(s.ctx, argv...)

@@ -43,9 +43,11 @@ func (s *services) measure(p *proxyOn, n int) {
 	started, full := time.Since(begin), s.read(p, p.full)
 	s.Logf("%s, %d Services: start to first connection %.2f s, to program all %.3f s of that, processor time of both %.2f s",
 		p.name, n, started.Seconds(), full, s.processor(p).Seconds())
+	s.Logf("%s, %d Services: resident after that %s", p.name, n, s.memory(p))
+	s.resetPeak(p)
 	s.Logf("%s, %d Services: one endpoint changes: %s", p.name, n, s.changes(p))
 	s.Logf("%s, %d Services: connections %s", p.name, n, s.latency(p))
-	s.Logf("%s, %d Services: resident %s", p.name, n, s.memory(p))
+	s.Logf("%s, %d Services: resident then, and at most since all was programmed %s", p.name, n, s.memory(p))
 	s.heap(p, n)
 }
 
