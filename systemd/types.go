@@ -62,7 +62,8 @@ type Unit struct {
 	// DeviceAllow adds devices to the default list.
 	DeviceAllow []DeviceRule `json:"deviceAllow,omitempty"`
 	// StopTimeout is how long systemd itself waits between TERM and KILL when it stops the
-	// unit (host shutdown, RemoveSlice). 0 means 30 s. The agent's own stops do not use it.
+	// unit (host shutdown, RemoveSlice). 0 means 30 s. The agent's own stops do not use it, but the
+	// program that records the end has no longer than twice that.
 	StopTimeout time.Duration `json:"stopTimeout,omitempty"`
 }
 

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"os/signal"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -16,8 +17,10 @@ import (
 	"github.com/vk-metal/vk-metal/internal/launchspec"
 )
 
-// record is a unit's ExecStopPost: it writes how the attempt ended.
+// record is a unit's ExecStopPost: it writes how the attempt ended. systemd sends TERM when that
+// takes longer than TimeoutStopSec, and KILL after as much time again.
 func record(specPath string) int {
+	signal.Ignore(unix.SIGTERM)
 	spec, err := loadSpec(specPath)
 	if spec == nil || spec.ExitRecord == "" {
 		fmt.Fprintln(os.Stderr, err)

@@ -36,7 +36,7 @@ func TestMain(m *testing.M) {
 		_ = unix.Pause()
 	case len(os.Args) == 2 && os.Args[1] == workload:
 		os.Exit(lookAround())
-	case len(os.Args) > 1 && (os.Args[1] == "run" || os.Args[1] == stageChild || os.Args[1] == "exec" || os.Args[1] == stageExecChild):
+	case len(os.Args) > 1 && (os.Args[1] == "run" || os.Args[1] == "record" || os.Args[1] == stageChild || os.Args[1] == "exec" || os.Args[1] == stageExecChild):
 		main()
 	}
 	os.Exit(m.Run())

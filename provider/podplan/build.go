@@ -99,17 +99,22 @@ func unitOf(pod *corev1.Pod, c Container, start Start, in PodInputs, cin Contain
 	return unit
 }
 
-// maxShutdownGrace bounds what a pod may take of a host's shutdown.
-const maxShutdownGrace = 2 * time.Minute
+const (
+	// maxShutdownGrace bounds what a pod may take of a host's shutdown.
+	maxShutdownGrace = 2 * time.Minute
+	// minShutdownGrace is what the record of the end gets on a host that is very busy, or very slow:
+	// systemd has one time for both (TimeoutStopSec). How the container ended would be lost.
+	minShutdownGrace = 10 * time.Second
+)
 
 // shutdownGrace is the time between TERM and KILL when systemd itself stops the unit,
-// which it does at the host's shutdown: the pod's grace period, as in a deletion.
+// which it does at the host's shutdown: the pod's grace period, as in a deletion, if that is enough.
 func shutdownGrace(pod *corev1.Pod) time.Duration {
 	grace := int64(corev1.DefaultTerminationGracePeriodSeconds)
 	if seconds := pod.Spec.TerminationGracePeriodSeconds; seconds != nil {
 		grace = *seconds
 	}
-	return min(max(time.Duration(grace)*time.Second, time.Second), maxShutdownGrace)
+	return min(max(time.Duration(grace)*time.Second, minShutdownGrace), maxShutdownGrace)
 }
 
 // startsAfter makes the order of init containers visible in the units. Only first attempts

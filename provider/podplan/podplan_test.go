@@ -55,7 +55,7 @@ func TestShutdownGraceIsThePods(t *testing.T) {
 	if got := shutdownGrace(basePod()); got != 30*time.Second {
 		t.Errorf("default grace %s", got)
 	}
-	for seconds, want := range map[int64]time.Duration{0: time.Second, 15: 15 * time.Second, 36000: maxShutdownGrace} {
+	for seconds, want := range map[int64]time.Duration{0: minShutdownGrace, 15: 15 * time.Second, 36000: maxShutdownGrace} {
 		pod := basePod()
 		pod.Spec.TerminationGracePeriodSeconds = &seconds
 		launch, err := Build(pod, Containers(pod)[0], Start{Container: "app"}, PodInputs{}, ContainerInputs{Image: Image{Cmd: []string{"/app"}}})
