@@ -14,6 +14,7 @@ import (
 
 	"github.com/vk-metal/vk-metal/internal/diskuse"
 	"github.com/vk-metal/vk-metal/internal/staticpods"
+	"github.com/vk-metal/vk-metal/internal/stuck"
 	"github.com/vk-metal/vk-metal/provider/podplan"
 	"github.com/vk-metal/vk-metal/systemd"
 )
@@ -43,6 +44,7 @@ type Provider struct {
 	granted  allocations
 	static   statics
 	down     down
+	calls    stuck.Calls // into volumes, which may hang
 
 	holdForbidden   sync.Once // told that nothing is held back
 	appArmorMissing sync.Once // told that the default profile cannot be had

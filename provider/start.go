@@ -199,7 +199,7 @@ func (w *worker) startAttempt(ctx context.Context, pod *corev1.Pod, c podplan.Co
 	if err := checkImagePaths(launch.Spec.Mounts); err != nil {
 		return errors.Join(&podplan.ConfigError{Reason: podplan.CreateContainerError, Message: err.Error()}, w.p.deps.Logs.Discard(uid, c.Name, st.Attempt))
 	}
-	if err := makeSubPaths(launch.Spec.Mounts); err != nil {
+	if err := w.subPaths(ctx, c.Name, launch.Spec.Mounts); err != nil {
 		return errors.Join(&podplan.ConfigError{
 			Reason: podplan.CreateContainerConfigError, Message: fmt.Sprintf("failed to prepare subPath for container %q: %v", c.Name, err),
 		}, w.p.deps.Logs.Discard(uid, c.Name, st.Attempt))

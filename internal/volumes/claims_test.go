@@ -3,7 +3,6 @@ package volumes
 import (
 	"context"
 	"errors"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -242,42 +241,6 @@ func wantOwner(t *testing.T, path string, group uint32, mode uint32) {
 	}
 	if st.Gid != group || st.Mode&0o7777&mode != mode || mode == 0o600 && st.Mode&0o777 != 0o600 {
 		t.Errorf("%s: group %d mode %o, want %d %o", path, st.Gid, st.Mode&0o7777, group, mode)
-	}
-}
-
-// TestNFSMount: no server can be had in tests, so that this is what the kernel is told.
-func TestNFSMount(t *testing.T) {
-	for _, c := range []struct {
-		server, address string
-		readonly        bool
-		source          string
-		flags           uintptr
-	}{
-		{"files.example", "192.0.2.7", false, "files.example:/export", 0},
-		{"files.example", "192.0.2.7", true, "files.example:/export", unix.MS_RDONLY},
-		{"[2001:db8::7]", "2001:db8::7", true, "[2001:db8::7]:/export", unix.MS_RDONLY},
-	} {
-		address := netip.MustParseAddr(c.address)
-		source, flags, data, err := nfsMount(&corev1.NFSVolumeSource{Server: c.server, Path: "/export"}, address, c.readonly, []string{"hard"})
-		if err != nil || source != c.source || flags != c.flags || data != "vers=4.2,addr="+c.address+",hard" {
-			t.Errorf("%+v: %q %x %q %v", c, source, flags, data, err)
-		}
-	}
-}
-
-func TestNFSOptions(t *testing.T) {
-	addr, err := addressOf(t.Context(), "192.0.2.7")
-	if err != nil {
-		t.Fatal(err)
-	}
-	flags, data, err := nfsOptions(addr, []string{"noexec,hard", "nfsvers=4.1"})
-	if err != nil || flags != unix.MS_NOEXEC || data != "vers=4.1,addr=192.0.2.7,hard" {
-		t.Errorf("got %x %q %v", flags, data, err)
-	}
-	for _, bad := range []string{"vers=3", "addr=192.0.2.9"} {
-		if _, _, err := nfsOptions(addr, []string{bad}); err == nil {
-			t.Errorf("%s is taken", bad)
-		}
 	}
 }
 

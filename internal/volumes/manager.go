@@ -20,6 +20,7 @@ import (
 	"github.com/vk-metal/vk-metal/internal/keylock"
 	"github.com/vk-metal/vk-metal/internal/objects"
 	"github.com/vk-metal/vk-metal/internal/paths"
+	"github.com/vk-metal/vk-metal/internal/stuck"
 )
 
 // Options configures a Manager. Layout and Objects are required.
@@ -49,6 +50,7 @@ type Manager struct {
 	log  *slog.Logger
 	// shared guards what several pods may use at once, by name.
 	shared keylock.Mutex
+	calls  stuck.Calls
 	usages usages
 }
 

@@ -158,11 +158,11 @@ func (m *Manager) takeDown(ctx context.Context, uid string, rec *record) error {
 	case rec.isCSI():
 		return m.unpublish(ctx, uid, rec)
 	case rec.Source != nil && rec.Source.NFS != nil:
-		return m.unmountNFS(uid, rec.Volume)
+		return m.unmountNFS(ctx, uid, rec.Volume)
 	case rec.PV == nil:
 		return nil
 	case rec.PV.Spec.NFS != nil:
-		return m.unmountNFS(uid, rec.PV.Name)
+		return m.unmountNFS(ctx, uid, rec.PV.Name)
 	case rec.PV.Spec.Local != nil:
 		return m.releaseLocal(uid, rec.PV)
 	}

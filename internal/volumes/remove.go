@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vk-metal/vk-metal/internal/mounts"
 )
 
 // maxOpenDirs is how deep a removal descends before it moves what is left to the top: a
@@ -25,8 +27,8 @@ func removeTree(path string) error {
 	if err == nil {
 		return nil
 	}
-	if mounts := mountsBelow(path); len(mounts) > 0 {
-		return fmt.Errorf("remove %s: still mounted: %q: %w", path, mounts, err)
+	if still, listErr := mounts.Below(path); listErr == nil && len(still) > 0 {
+		return fmt.Errorf("remove %s: still mounted: %q: %w", path, still, err)
 	}
 	return fmt.Errorf("remove %s: %w", path, err)
 }
