@@ -24,12 +24,24 @@ var vmMasked = []string{
 	"apt-daily.timer", "apt-daily-upgrade.timer", "e2scrub_all.timer", "fstrim.timer", "apparmor.service",
 }
 
+// vmDisabled are started by the tests that want them.
+var vmDisabled = []string{
+	"nfs-server.service", "nfs-client.target", "nfs-blkmap.service", "rpcbind.service", "rpcbind.socket",
+}
+
+// vmSELinux makes systemd load the policy where the kernel was told to have SELinux, and vmLabel
+// labels the files as it wants them.
+const (
+	vmSELinux = "SELINUX=permissive\nSELINUXTYPE=default\n"
+	vmLabel   = "setfiles -F -e /proc -e /sys /etc/selinux/default/contexts/files/file_contexts /"
+)
+
 // vmRecipe is what of a virtual machine's root the program decides.
 func (c RootConfig) vmRecipe() string {
 	if !c.VM {
 		return ""
 	}
-	return string(agentUnit) + vmModules + strings.Join(vmMasked, " ") + imageSize + imageFeatures
+	return string(agentUnit) + vmModules + strings.Join(vmMasked, " ") + strings.Join(vmDisabled, " ") + vmSELinux + vmLabel + imageSize + imageFeatures
 }
 
 // configureVM gives a root what only a virtual machine needs.
@@ -42,6 +54,7 @@ func (b *rootBuild) configureVM(ctx context.Context) error {
 		"etc/initramfs-tools/modules":          vmModules,
 		"etc/modules-load.d/rig.conf":          "virtio_net\n",
 		"etc/systemd/system/rig-agent.service": string(agentUnit),
+		"etc/selinux/config":                   vmSELinux,
 	} {
 		path = filepath.Join(b.tmp, path)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -51,7 +64,13 @@ func (b *rootBuild) configureVM(ctx context.Context) error {
 			return fmt.Errorf("configure root: %w", err)
 		}
 	}
-	script := "systemctl -q enable rig-agent.service; systemctl -q mask " + strings.Join(vmMasked, " ") + "; update-initramfs -u -k all"
+	script := strings.Join([]string{
+		"systemctl -q enable rig-agent.service",
+		"systemctl -q mask " + strings.Join(vmMasked, " "),
+		"systemctl -q disable " + strings.Join(vmDisabled, " "),
+		"update-initramfs -u -k all",
+		vmLabel,
+	}, "; ")
 	return b.command(ctx, "chroot", b.tmp, "/bin/sh", "-ec", script)
 }
 

@@ -44,12 +44,12 @@ func DefaultRoot() RootConfig {
 	}
 }
 
-// VMRoot is Debian 13 with its kernel and the programs for what only a kernel of its own has,
-// AppArmor and quotas by project; otherwise as DefaultRoot.
+// VMRoot is Debian 13 with its kernel and the programs for what only a kernel of its own has:
+// AppArmor, SELinux, quotas by project and an NFS server; otherwise as DefaultRoot.
 func VMRoot() RootConfig {
 	cfg := DefaultRoot()
 	cfg.Suite, cfg.VM = "trixie", true
-	cfg.Packages = append(cfg.Packages, "linux-image-cloud-"+runtime.GOARCH, "initramfs-tools", "apparmor", "xfsprogs")
+	cfg.Packages = append(cfg.Packages, "linux-image-cloud-"+runtime.GOARCH, "initramfs-tools", "apparmor", "xfsprogs", "nfs-kernel-server", "selinux-policy-default")
 	cfg.Offline = append(cfg.Offline, "systemd-container", "debootstrap") // for a rig in there
 	return cfg
 }
