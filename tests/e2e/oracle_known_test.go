@@ -14,7 +14,7 @@ var known = []struct {
 	{
 		"source ranges of one IP version only: kube-proxy lets everybody in on the other, vk-metal nobody",
 		func(q question, ours, _ answer) bool {
-			return q.front == frontBalancer && len(q.spec.Sources) > 0 && !q.spec.ranged(q.ipv6) && ours.String() == "no answer"
+			return q.front == frontBalancer && len(q.spec.Sources) > 0 && !q.spec.ranged(q.ipv6) && !ours.reached()
 		},
 	},
 	{
