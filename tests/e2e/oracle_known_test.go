@@ -18,7 +18,7 @@ var known = []struct {
 		},
 	},
 	{
-		"a Service of another proxy: kube-proxy drops what goes to a cluster IP that is not its own, vk-metal leaves it to the other proxy and the routes",
+		"a Service labelled headless or of another proxy, served by neither: kube-proxy drops or refuses what goes to its cluster IP, vk-metal leaves it to the other proxy and the routes",
 		func(q question, ours, theirs answer) bool {
 			return q.spec.Label != "" && !ours.reached() && !theirs.reached()
 		},

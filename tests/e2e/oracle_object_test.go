@@ -92,6 +92,9 @@ func (s *spec) slices(o *side) (out []*discoveryv1.EndpointSlice) {
 				},
 				AddressType: discoveryv1.AddressType(family),
 			}
+			if s.Label != "" { // as the EndpointSlice controller has it
+				v.Labels[s.Label] = ""
+			}
 			for _, p := range s.Ports {
 				target := p.First
 				if second {
