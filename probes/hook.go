@@ -24,8 +24,7 @@ func Hook(ctx context.Context, get *corev1.HTTPGetAction, target Target) (plain 
 	if err != nil {
 		return false, err
 	}
-	prober := newHTTPProber()
-	client := &http.Client{Transport: prober.transport, CheckRedirect: checkRedirect}
+	client := &http.Client{Transport: httpTransport, CheckRedirect: checkRedirect}
 	err = ask(client, req)
 	if !errors.Is(err, http.ErrSchemeMismatch) {
 		return false, err

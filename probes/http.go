@@ -5,13 +5,11 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
 	"strings"
-	"syscall"
 
 	corev1 "k8s.io/api/core/v1"
 )
@@ -19,55 +17,36 @@ import (
 // userAgent names the version whose behaviour we follow.
 const userAgent = "kube-probe/1.35"
 
-// dialer lingers for 1 s instead of leaving 60 s of TIME-WAIT behind each probe. No
-// connection lives long enough for keep-alive.
-var dialer = &net.Dialer{
-	KeepAlive: -1,
-	Control: func(_, _ string, c syscall.RawConn) error {
-		return c.Control(func(fd uintptr) {
-			_ = syscall.SetsockoptLinger(int(fd), syscall.SOL_SOCKET, syscall.SO_LINGER, &syscall.Linger{Onoff: 1, Linger: 1})
-		})
-	},
-}
+// dialer does without keep-alive: no connection lives long enough for it.
+var dialer = &net.Dialer{KeepAlive: -1}
 
-// httpProber sends GET requests: no proxy, no reuse of connections, certificates not
-// verified.
-type httpProber struct{ transport http.RoundTripper }
+// httpTransport uses no proxy, no connection twice, and does not verify certificates.
+var httpTransport http.RoundTripper = &transport{tls: &http.Transport{
+	TLSClientConfig:    &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // as a kubelet: the probe asks whether it answers, not who
+	DisableKeepAlives:  true,
+	DisableCompression: true,
+	ForceAttemptHTTP2:  true,
+	DialContext:        dialer.DialContext,
+}}
 
-func newHTTPProber() *httpProber {
-	return &httpProber{transport: &transport{tls: &http.Transport{
-		TLSClientConfig:    &tls.Config{InsecureSkipVerify: true}, //nolint:gosec // as a kubelet: the probe asks whether it answers, not who
-		DisableKeepAlives:  true,
-		DisableCompression: true,
-		ForceAttemptHTTP2:  true,
-		DialContext:        dialer.DialContext,
-	}}}
-}
-
-// probe counts 200 to 399 as a success. Redirects are followed on the same host only;
+// probeHTTP sends a GET request by net/http. Redirects are followed on the same host only;
 // another host is a success with a warning.
-func (p *httpProber) probe(ctx context.Context, spec *corev1.Probe, target Target) (outcome, error) {
+func probeHTTP(ctx context.Context, spec *corev1.Probe, target Target) (outcome, error) {
 	req, err := newRequest(ctx, spec.HTTPGet, target, userAgent)
 	if err != nil {
 		return outcome{}, err
 	}
-	client := http.Client{Timeout: timeout(spec), Transport: p.transport, CheckRedirect: checkRedirect}
+	return fetch(&http.Client{Timeout: timeout(spec), Transport: httpTransport, CheckRedirect: checkRedirect}, req)
+}
+
+func fetch(client *http.Client, req *http.Request) (outcome, error) {
 	res, err := client.Do(req)
 	if err != nil {
 		return outcome{result: failure, output: err.Error()}, nil
 	}
 	defer res.Body.Close()
 	body, err := io.ReadAll(io.LimitReader(res.Body, maxOutput))
-	switch {
-	case err != nil:
-		return outcome{result: failure}, err
-	case res.StatusCode < 200 || res.StatusCode >= 400:
-		// the body is not shown: https://issue.k8s.io/99425
-		return outcome{result: failure, output: fmt.Sprintf("HTTP probe failed with statuscode: %d", res.StatusCode)}, nil
-	case res.StatusCode >= 300:
-		return outcome{result: success, warning: true, output: "Probe terminated redirects, Response body: " + string(body)}, nil
-	}
-	return outcome{result: success, output: string(body)}, nil
+	return judge(res, body, err)
 }
 
 func checkRedirect(req *http.Request, via []*http.Request) error {
@@ -130,8 +109,13 @@ func (t *transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	if err != nil {
 		return nil, err
 	}
+	return over(conn, req, func() (*http.Response, error) { return exchange(conn, req) })
+}
+
+// over bounds by req's context what talk says on conn; the answer's body closes it.
+func over(conn net.Conn, req *http.Request, talk func() (*http.Response, error)) (*http.Response, error) {
 	stop := context.AfterFunc(req.Context(), func() { _ = conn.Close() })
-	res, err := exchange(conn, req)
+	res, err := talk()
 	if err != nil {
 		stop()
 		_ = conn.Close()
@@ -157,14 +141,11 @@ func exchange(conn net.Conn, req *http.Request) (*http.Response, error) {
 	if err := out.Write(conn); err != nil {
 		return nil, err
 	}
-	r := bufio.NewReader(&headLimit{r: conn, left: maxHead})
-	for range 5 {
-		res, err := http.ReadResponse(r, req)
-		if err != nil || res.StatusCode >= 200 || res.StatusCode == http.StatusSwitchingProtocols {
-			return res, err
-		}
-	}
-	return nil, errors.New("too many 1xx informational responses")
+	return answer(conn, req)
+}
+
+func answer(from io.Reader, req *http.Request) (*http.Response, error) {
+	return readResponse(bufio.NewReader(&headLimit{r: from, left: maxHead}), req)
 }
 
 // maxHead bounds what is read of a response in all: the body's limit and a fair head.

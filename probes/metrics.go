@@ -1,6 +1,7 @@
 package probes
 
 import (
+	"maps"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -25,32 +26,42 @@ func newMetrics() *probeMetrics {
 	}
 }
 
-// counters are one worker's.
+// counters are one worker's. A series is made by its first value.
 type counters struct {
 	metrics          *probeMetrics
 	total, durations prometheus.Labels
+
+	results map[result]prometheus.Counter
+	took    prometheus.Observer
 }
 
-func (m *probeMetrics) of(t Target, kind Kind) counters {
+func (m *probeMetrics) of(t Target, kind Kind) *counters {
 	durations := prometheus.Labels{
 		"probe_type": string(kind), "container": t.Container.Name, "pod": t.PodName, "namespace": t.Namespace,
 	}
-	total := prometheus.Labels{"pod_uid": t.PodUID}
-	for key, value := range durations {
-		total[key] = value
-	}
-	return counters{metrics: m, total: total, durations: durations}
+	total := maps.Clone(durations)
+	total["pod_uid"] = t.PodUID
+	return &counters{metrics: m, total: total, durations: durations, results: map[result]prometheus.Counter{}}
 }
 
-func (c counters) observe(r result, took time.Duration) {
-	t := c.total
-	c.metrics.total.WithLabelValues(t["probe_type"], string(r), t["container"], t["pod"], t["namespace"], t["pod_uid"]).Inc()
-	if r == success {
-		c.metrics.duration.With(c.durations).Observe(took.Seconds())
+// observe counts a run. Prober.mu guards it, so that delete comes last.
+func (c *counters) observe(r result, took time.Duration) {
+	if c.results[r] == nil {
+		labels := maps.Clone(c.total)
+		labels["result"] = string(r)
+		c.results[r] = c.metrics.total.With(labels)
 	}
+	c.results[r].Inc()
+	if r != success {
+		return
+	}
+	if c.took == nil {
+		c.took = c.metrics.duration.With(c.durations)
+	}
+	c.took.Observe(took.Seconds())
 }
 
-func (c counters) delete() {
+func (c *counters) delete() {
 	c.metrics.total.DeletePartialMatch(c.total)
 	c.metrics.duration.Delete(c.durations)
 }

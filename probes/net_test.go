@@ -230,25 +230,51 @@ func BenchmarkTCP(b *testing.B) {
 
 // BenchmarkFloor is what the kernel takes of the CPU for a tcp probe: a connection made and
 // closed by system calls alone.
-func BenchmarkFloor(b *testing.B) {
-	at := &unix.SockaddrInet4{Port: portOf(b, otherProcess(b)), Addr: [4]byte{127, 0, 0, 1}}
+func BenchmarkFloor(b *testing.B) { benchmarkFloor(b, false) }
+
+// BenchmarkFloorHTTP is the same with a request and an answer.
+func BenchmarkFloorHTTP(b *testing.B) { benchmarkFloor(b, true) }
+
+func benchmarkFloor(b *testing.B, ask bool) {
+	port := portOf(b, otherProcess(b))
 	before := cpuTime()
 	for b.Loop() {
-		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-		if err == nil {
-			err = errors.Join(unix.Connect(fd, at), unix.Close(fd))
-		}
-		if err != nil {
-			b.Fatal(err)
-		}
+		connectOnce(b, port, ask)
 	}
 	b.ReportMetric(float64((cpuTime()-before)/time.Duration(b.N))/1e3, "cpu-µs/op")
+}
+
+func connectOnce(b *testing.B, port int, ask bool) {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Connect(fd, &unix.SockaddrInet4{Port: port, Addr: [4]byte{127, 0, 0, 1}})
+	}
+	if err == nil && ask {
+		_, err = unix.Write(fd, []byte("GET /ok HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"))
+		if err == nil {
+			_, err = unix.Read(fd, make([]byte, 4096))
+		}
+	}
+	if err := errors.Join(err, unix.Close(fd)); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// floor is the processor time of one connection by system calls alone, measured now.
+func floor(b *testing.B, port int, ask bool) time.Duration {
+	const n = 3000
+	before := cpuTime()
+	for range n {
+		connectOnce(b, port, ask)
+	}
+	return (cpuTime() - before) / n
 }
 
 // BenchmarkThousandAtOneHertz runs 1,000 probes of one second's period, half of them http,
 // half tcp, for a second per iteration, and says what part of a core they take.
 func BenchmarkThousandAtOneHertz(b *testing.B) {
-	port := intstr.FromInt(portOf(b, otherProcess(b)))
+	at := portOf(b, otherProcess(b))
+	port := intstr.FromInt(at)
 	p := New(nil)
 	for i := range 1000 {
 		handler := corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: port}}
@@ -266,7 +292,10 @@ func BenchmarkThousandAtOneHertz(b *testing.B) {
 	for b.Loop() {
 		time.Sleep(time.Second) // what is measured goes on meanwhile
 	}
-	b.ReportMetric(100*float64(cpuTime()-before)/float64(time.Since(begun)), "%core")
+	used, took := cpuTime()-before, time.Since(begun)
+	b.ReportMetric(100*float64(used)/float64(took), "%core")
+	least := 500 * (floor(b, at, false) + floor(b, at, true)) * took / time.Second
+	b.ReportMetric(float64(used)/float64(least), "of-floor")
 	for i := range 1000 {
 		if r, ok := p.Results(strconv.Itoa(i), "c", 0); !ok || !r.Ready {
 			b.Fatalf("probe %d: %+v", i, r)
@@ -309,18 +338,20 @@ func otherProcess(b *testing.B) (address string) {
 
 // benchmark reports the CPU time of the prober alone: the server is another process.
 func benchmark(b *testing.B, handler corev1.ProbeHandler) {
-	address := otherProcess(b)
+	port := portOf(b, otherProcess(b))
 	target := Target{PodIP: "127.0.0.1", Container: corev1.Container{Ports: []corev1.ContainerPort{
-		{Name: "web", ContainerPort: int32(portOf(b, address))},
+		{Name: "web", ContainerPort: int32(port)},
 	}}}
 	p := New(nil)
 	before := cpuTime()
 	for b.Loop() {
-		if o, err := p.try(context.Background(), &corev1.Probe{ProbeHandler: handler}, target); err != nil || o.result != success {
+		if o, err := p.try(context.Background(), &corev1.Probe{ProbeHandler: handler, TimeoutSeconds: 30}, target); err != nil || o.result != success {
 			b.Fatal(o, err)
 		}
 	}
-	b.ReportMetric(float64((cpuTime()-before)/time.Duration(b.N))/1e3, "cpu-µs/op")
+	each := (cpuTime() - before) / time.Duration(b.N)
+	b.ReportMetric(float64(each)/1e3, "cpu-µs/op")
+	b.ReportMetric(float64(each)/float64(floor(b, port, handler.HTTPGet != nil)), "of-floor")
 }
 
 func TestHook(t *testing.T) {

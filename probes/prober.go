@@ -10,19 +10,20 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// Prober runs the probes of all containers of a node. An idle probe is one timer of
-// the runtime's heap; a goroutine exists only while a probe runs.
+// Prober runs the probes of all containers of a node. An idle probe is an entry of the
+// agenda. Those that are due together are run together: tcp and plain http in rounds, each
+// other in a goroutine of its own.
 type Prober struct {
 	execer  Execer
 	metrics *probeMetrics
-	http    *httpProber
 	began   time.Time
 
 	onChange func(podUID string)
 	onEvent  func(target Target, eventType, reason, message string)
 
-	mu   sync.Mutex
-	pods map[string]map[string]*container // by UID and container name
+	mu     sync.Mutex
+	pods   map[string]map[string]*container // by UID and container name
+	agenda *agenda
 }
 
 var _ Manager = (*Prober)(nil)
@@ -39,10 +40,11 @@ func WithRegistry(registry prometheus.Registerer) Option {
 // first Sync.
 func New(execer Execer, options ...Option) *Prober {
 	p := &Prober{
-		execer: execer, metrics: newMetrics(), http: newHTTPProber(), began: time.Now(),
+		execer: execer, metrics: newMetrics(), began: time.Now(),
 		onChange: func(string) {}, onEvent: func(Target, string, string, string) {},
 		pods: map[string]map[string]*container{},
 	}
+	p.agenda = newAgenda(p.began, p.runDue)
 	for _, option := range options {
 		option(p)
 	}
@@ -105,7 +107,7 @@ func (p *Prober) add(target Target, specs map[Kind]*corev1.Probe) {
 	for kind, spec := range specs {
 		w := newWorker(p, c, kind, spec)
 		c.workers[kind] = w
-		w.schedule(p.firstRun(target, spec, adopted))
+		p.agenda.add(w, p.firstRun(target, spec, adopted))
 	}
 }
 
@@ -121,6 +123,34 @@ func (p *Prober) firstRun(target Target, spec *corev1.Probe, adopted bool) time.
 		return now
 	}
 	return first
+}
+
+// runDue begins the probes that are due.
+func (p *Prober) runDue() {
+	var calls []*call
+	for _, r := range p.takeDue() {
+		if c := r.call(); c != nil {
+			calls = append(calls, c)
+		} else {
+			go r.fire()
+		}
+	}
+	for len(calls) > roundSize {
+		go runCalls(calls[:roundSize])
+		calls = calls[roundSize:]
+	}
+	runCalls(calls)
+}
+
+func (p *Prober) takeDue() (runs []*run) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, w := range p.agenda.take(time.Now()) {
+		if r := w.begin(); r != nil {
+			runs = append(runs, r)
+		}
+	}
+	return runs
 }
 
 func seconds(n int32) time.Duration { return time.Duration(n) * time.Second }
@@ -202,7 +232,7 @@ func (c *container) started(startup *worker) {
 	for _, kind := range []Kind{Liveness, Readiness} {
 		if w := c.workers[kind]; w != nil && w.waiting {
 			w.waiting = false
-			w.schedule(now)
+			w.prober.agenda.add(w, now)
 		}
 	}
 }

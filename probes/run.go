@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"strconv"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
@@ -27,14 +28,11 @@ type outcome struct {
 	warning bool // a success that deserves an event
 }
 
-// probe runs a probe with retries and reports it as an event where a kubelet does.
-func (p *Prober) probe(ctx context.Context, kind Kind, spec *corev1.Probe, target Target) (result, string) {
-	var o outcome
-	var err error
-	for range maxRetries {
-		if o, err = p.try(ctx, spec, target); err == nil || ctx.Err() != nil {
-			break
-		}
+// conclude takes the outcome of a probe's first try, tries again one that could not be
+// run, and reports it as an event where a kubelet does.
+func (p *Prober) conclude(ctx context.Context, kind Kind, spec *corev1.Probe, target Target, o outcome, err error) (result, string) {
+	for n := 1; n < maxRetries && err != nil && ctx.Err() == nil; n++ {
+		o, err = p.try(ctx, spec, target)
 	}
 	switch {
 	case ctx.Err() != nil:
@@ -60,13 +58,16 @@ func stateOf(o outcome) string {
 
 // try runs the probe once. An error says that it could not be run at all.
 func (p *Prober) try(parent context.Context, spec *corev1.Probe, target Target) (outcome, error) {
+	if r := routeOf(spec, target); r != nil {
+		return callOnce(r, timeout(spec))
+	}
 	ctx, cancel := probeContext(parent, spec)
 	defer cancel()
 	switch {
 	case spec.Exec != nil:
 		return p.exec(ctx, spec, target)
 	case spec.HTTPGet != nil:
-		return p.http.probe(parent, spec, target)
+		return probeHTTP(parent, spec, target)
 	case spec.TCPSocket != nil:
 		port, err := resolvePort(spec.TCPSocket.Port, target.Container)
 		if err != nil {
@@ -77,6 +78,18 @@ func (p *Prober) try(parent context.Context, spec *corev1.Probe, target Target) 
 		return probeGRPC(ctx, spec, address("", target.PodIP, int(spec.GRPC.Port))), nil
 	}
 	return outcome{}, fmt.Errorf("container %s has a probe without an action", target.Container.Name)
+}
+
+// callOnce makes one call.
+func callOnce(r *route, timeout time.Duration) (outcome, error) {
+	type answer struct {
+		outcome
+		err error
+	}
+	answers := make(chan answer, 1)
+	runCalls([]*call{newCall(r, timeout, func(o outcome, err error) { answers <- answer{o, err} })})
+	a := <-answers
+	return a.outcome, a.err
 }
 
 func address(host, podIP string, port int) string {

@@ -14,12 +14,13 @@ type worker struct {
 	container *container
 	kind      Kind
 	spec      *corev1.Probe
-	counters  counters
+	counters  *counters
 
 	ctx    context.Context // ends with stop
 	cancel context.CancelFunc
-	timer  *time.Timer
 	due    time.Time
+	place  int    // in the agenda, or -1
+	route  *route // of the last run that was a call
 
 	waiting bool // for the startup probe; started schedules it
 	last    result
@@ -37,76 +38,88 @@ const (
 )
 
 func newWorker(p *Prober, c *container, kind Kind, spec *corev1.Probe) *worker {
-	w := &worker{prober: p, container: c, kind: kind, spec: spec}
+	w := &worker{prober: p, container: c, kind: kind, spec: spec, place: -1}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
 	w.counters = p.metrics.of(c.target, kind)
 	return w
 }
 
-// schedule sets the next run. Not for a worker that is running.
-func (w *worker) schedule(due time.Time) {
-	w.due = due
-	if w.timer == nil {
-		w.timer = time.AfterFunc(time.Until(due), w.fire)
-		return
-	}
-	w.timer.Reset(time.Until(due))
-}
-
+// stop ends the runs; what a run that goes on brings is of no interest.
 func (w *worker) stop() {
 	w.cancel()
-	w.timer.Stop()
+	w.prober.agenda.remove(w)
 }
 
-// fire runs the probe once unless something stands against it.
-func (w *worker) fire() {
-	target, ok := w.begin()
-	if !ok {
-		return
-	}
-	began := time.Now()
-	result, message := w.prober.probe(w.ctx, w.kind, w.spec, target)
-	if w.ctx.Err() != nil {
-		return // stopped meanwhile: the result is of no interest
-	}
-	if result != unknown {
-		w.counters.observe(result, time.Since(began))
-	}
-	if w.end(result, message) {
-		w.prober.onChange(target.PodUID)
-	}
+// run is one run of a worker's probe.
+type run struct {
+	*worker
+	target Target
+	began  time.Time
 }
 
-func (w *worker) begin() (Target, bool) {
-	w.prober.mu.Lock()
-	defer w.prober.mu.Unlock()
-	if w.ctx.Err() != nil {
-		return Target{}, false
-	}
+// begin is nil if something stands against a run.
+func (w *worker) begin() *run {
 	if w.container.results.Started == (w.kind == Startup) {
 		// A started container needs no startup probe, and the others wait for it.
 		w.waiting = w.kind != Startup
-		return Target{}, false
+		return nil
 	}
-	return w.container.target, true
+	return &run{worker: w, target: w.container.target, began: time.Now()}
+}
+
+// call is nil if the probe is none for a round. Runs of a worker come one after the other.
+func (r *run) call() *call {
+	if r.route == nil || r.route.podIP != r.target.PodIP {
+		r.route = routeOf(r.spec, r.target)
+	}
+	if r.route == nil {
+		return nil
+	}
+	return newCall(r.route, timeout(r.spec), r.called)
+}
+
+// called takes in a call's outcome. Only a success wakes nobody but the worker itself.
+func (r *run) called(o outcome, err error) {
+	if err == nil && o.result == success && !o.warning {
+		r.finish(o, nil)
+		return
+	}
+	go r.finish(o, err)
+}
+
+// fire runs a probe that is not a call.
+func (r *run) fire() { r.finish(r.prober.try(r.ctx, r.spec, r.target)) }
+
+// finish takes in the outcome of the first try.
+func (r *run) finish(o outcome, err error) {
+	result, message := r.prober.conclude(r.ctx, r.kind, r.spec, r.target, o, err)
+	if r.ctx.Err() != nil {
+		return // stopped meanwhile
+	}
+	if r.end(result, message, time.Since(r.began)) {
+		go r.prober.onChange(r.target.PodUID)
+	}
 }
 
 // end takes in a result. It says whether the container's results changed.
-func (w *worker) end(r result, message string) (changed bool) {
+func (w *worker) end(r result, message string, took time.Duration) (changed bool) {
 	w.prober.mu.Lock()
 	defer w.prober.mu.Unlock()
 	if w.ctx.Err() != nil {
 		return false
 	}
+	if r != unknown {
+		w.counters.observe(r, took)
+	}
 	before := w.container.results
 	w.take(r, message)
 	if w.ctx.Err() == nil {
 		// as a ticker does: a run that was missed is made up for once
-		next := w.due.Add(period(w.spec))
+		next := w.prober.agenda.onGrid(w.due.Add(period(w.spec)))
 		if now := time.Now(); next.Before(now) {
 			next = now
 		}
-		w.schedule(next)
+		w.prober.agenda.add(w, next)
 	}
 	before.Message = w.container.results.Message
 	return w.container.results != before
