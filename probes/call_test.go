@@ -3,6 +3,7 @@ package probes
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -390,5 +391,48 @@ func TestRounds(t *testing.T) {
 		if r, ok := p.Results(fmt.Sprint(i), "c", 0); !ok || r.Ready != (i%3 != 2) {
 			t.Errorf("probe %d: %+v", i, r)
 		}
+	}
+}
+
+// TestSlowConnect: a connection that is not made at once is waited for, and then asked.
+func TestSlowConnect(t *testing.T) {
+	// A queue of one connection, which is taken: the next SYN is dropped, and sent again after a second.
+	server, err := unix.Socket(unix.AF_INET, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(server)
+	if err := errors.Join(unix.Bind(server, &unix.SockaddrInet4{Addr: [4]byte{127, 0, 0, 1}}), unix.Listen(server, 0)); err != nil {
+		t.Fatal(err)
+	}
+	at := localOf(server)
+	first, err := net.Dial("tcp", at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer first.Close()
+	got := make(chan outcome, 1)
+	c := newCall(routeOf(httpProbe(int(at.Port())), Target{PodIP: "127.0.0.1"}), time.Minute, func(o outcome, _ error) { got <- o })
+	r := &round{calls: []*call{c}, events: []uint32{unix.EPOLLOUT}, scratch: &scratch{}}
+	c.start(r.scratch)
+	if c.connected || c.over() {
+		t.Fatal("connected to a server whose queue is full")
+	}
+	go func() {
+		for range 2 {
+			conn, _, err := unix.Accept(server)
+			if err != nil {
+				return
+			}
+			defer unix.Close(conn)
+			_, _ = unix.Write(conn, []byte("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"))
+		}
+		<-t.Context().Done()
+	}()
+	if err := r.waitForAll(); err != nil {
+		t.Fatal(err)
+	}
+	if o := <-got; o.result != success || o.output != "hi" {
+		t.Errorf("got %+v", o)
 	}
 }
