@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -143,10 +144,14 @@ func (q *qemu) argv(rack Rack) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("encode agent configuration: %w", err)
 	}
+	more, err := os.ReadFile(filepath.Join(m.rig.machineDir(m.Name), vmKernelArgs))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("read kernel arguments: %w", err)
+	}
 	kernel := strings.Join([]string{
 		"root=/dev/vda", "rw", "rootflags=prjquota", "console=ttyS0", "quiet", "panic=-1", "systemd.unit=multi-user.target", "systemd.show_status=yes", "systemd.default_standard_error=journal+console",
 		"systemd.hostname=" + m.Name, "systemd.machine_id=" + m.record.MachineID, "net.ifnames=0", "mitigations=off",
-		agentParam + base64.StdEncoding.EncodeToString(cfg),
+		agentParam + base64.StdEncoding.EncodeToString(cfg), string(more),
 	}, " ")
 	return []string{
 		"qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
@@ -160,6 +165,18 @@ func (q *qemu) argv(rack Rack) ([]string, error) {
 		"-device", "virtio-net-pci,netdev=agent,mac=" + manageMAC,
 		"-device", "virtio-rng-pci", "-serial", "file:console.log", "-qmp", "unix:" + qmpSocket + ",server=on,wait=off",
 	}, nil
+}
+
+// SetKernelArgs adds arguments to the kernel's command line of later boots of a virtual machine;
+// they replace former ones.
+func (m *Machine) SetKernelArgs(args string) error {
+	if !m.record.VM {
+		return fmt.Errorf("set kernel arguments of %s: it is no virtual machine", m.Name)
+	}
+	if err := os.WriteFile(filepath.Join(m.rig.machineDir(m.Name), vmKernelArgs), []byte(args), 0o600); err != nil {
+		return fmt.Errorf("set kernel arguments: %w", err)
+	}
+	return nil
 }
 
 // watchBoot waits for the agent, and then for systemd's own word.

@@ -128,6 +128,8 @@ func makeImage(ctx context.Context, root, dir string) error {
 const (
 	vmDisk  = "disk.qcow2"
 	vmAgent = "agent.img"
+	// vmKernelArgs is what later boots add to the kernel's command line; it need not exist.
+	vmKernelArgs = "kernel-args"
 )
 
 // makeVMDisk makes a disk on top of the image, and one with the agent: this very program.
