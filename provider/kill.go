@@ -87,7 +87,7 @@ func (w *worker) killAttempt(pod *corev1.Pod, a *attempt, k podplan.Kill, asked,
 	}
 	now := time.Now()
 	if a.rec.Kill == nil {
-		a.rec.Kill = &killRecord{Begun: now, Until: now.Add(k.Grace), Message: k.Message, Abrupt: k.Abrupt}
+		a.rec.Kill = &killRecord{Begun: now, Until: now.Add(k.Grace), Message: k.Message, Abrupt: k.Abrupt, Restart: k.Restart}
 		if err := w.step("kill-record", func() error { return a.rec.save(w.p.deps.Layout, string(w.uid)) }); err != nil {
 			a.rec.Kill = nil
 			return err

@@ -189,7 +189,8 @@ func (w *worker) view(pod *corev1.Pod, a *attempt) podplan.Attempt {
 		Number: a.rec.Number, Unit: a.rec.Unit, SpecHash: a.rec.SpecHash, Imported: a.rec.Imported,
 		CreatedAt: a.rec.CreatedAt, Backoff: a.rec.Backoff, StartedAt: a.rec.StartedAt,
 		Image: a.rec.Image, ImageID: a.rec.ImageID, User: a.rec.User, Resources: a.rec.Resources, PostStart: a.rec.PostStart, Killing: a.rec.Kill != nil,
-		Phase: podplan.Running, Sandbox: a.rec.Sandbox, Round: a.rec.Round,
+		Restart: a.rec.Kill != nil && a.rec.Kill.Restart,
+		Phase:   podplan.Running, Sandbox: a.rec.Sandbox, Round: a.rec.Round,
 	}
 	switch {
 	case a.exit != nil && (a.complete || a.rec.Container == podplan.PauseName): // that one has no log

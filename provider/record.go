@@ -65,6 +65,8 @@ type killRecord struct {
 	Message string    `json:"message"`
 	// Abrupt says that the preStop hook is not run.
 	Abrupt bool `json:"abrupt,omitempty"`
+	// Restart says that the container is to be started again, whatever its exit code is.
+	Restart bool `json:"restart,omitempty"`
 }
 
 // notLater moves a kill that is to begin in the future to now: the clock was set back since.

@@ -285,7 +285,10 @@ func (d *decider) running(c Container, a Attempt) {
 	default:
 		return
 	}
-	if restart && a.PostStart != HookFailed {
+	switch {
+	case a.PostStart == HookFailed:
+		restart = false // its exit code says
+	case restart:
 		message += ", will be restarted"
 	}
 	d.out.Kill = append(d.out.Kill, Kill{Container: c.Name, Attempt: a.Number, Grace: grace, Message: message, Restart: restart})
@@ -302,8 +305,12 @@ func probeGrace(p *corev1.Probe, grace time.Duration) time.Duration {
 func (d *decider) endedAttempt(c Container, last Attempt) bool {
 	_, replace := resizeOf(c, last)
 	changed := last.SpecHash != "" && last.SpecHash != SpecHash(c) || replace && last.Killing
-	if !changed && !Restarts(d.pod, c, last.ExitCode) {
-		return true
+	if !Restarts(d.pod, c, last.ExitCode) {
+		if !last.Restart || d.obs.Stale(d.pod, last) {
+			return true
+		}
+		// The API server would not let the container leave an end that it was told of.
+		d.out.Waiting[c.Name] = Waiting{Reason: "ContainerCreating"}
 	}
 	if changed || last.Imported {
 		d.start(c, last.Number+1, 0)

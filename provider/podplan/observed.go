@@ -69,6 +69,9 @@ type Attempt struct {
 	PostStart HookState `json:"postStart,omitempty"`
 	// Killing says that a kill of this attempt has begun; it is never taken back.
 	Killing bool `json:"killing,omitempty"`
+	// Restart says that it was killed to be started again, whatever its exit code is: a kubelet
+	// starts anew in the same breath what it kills for a probe, an image or a resize.
+	Restart bool `json:"restart,omitempty"`
 
 	// Ready and Started are the probes' results, or what holds without probes.
 	Ready          bool `json:"ready,omitempty"`
