@@ -49,6 +49,7 @@ func (o *oracle) flowsMoveOn() {
 		{[]endpointSpec{{Role: "here-1"}}, false},
 		{[]endpointSpec{{Role: "here-1", Second: true}}, false},
 		{[]endpointSpec{ending, {Role: "there-0"}}, true},
+		{[]endpointSpec{{Role: "here-0"}}, false}, // each step leads elsewhere than the one before
 		{[]endpointSpec{{Role: "there-0"}}, false},
 		{nil, false},
 	} {
