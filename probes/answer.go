@@ -20,7 +20,7 @@ type received struct {
 
 // short says that the reader wanted more than what has come so far. Its error may be
 // another then: net/textproto takes what is left for a whole line.
-func (r *received) short() bool { return r.ended && r.end == errMore }
+func (r *received) short() bool { return r.ended && errors.Is(r.end, errMore) }
 
 // Read implements io.Reader.
 func (r *received) Read(p []byte) (int, error) {

@@ -2,6 +2,7 @@ package probes
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -119,7 +120,7 @@ func (c *call) send(s *scratch) uint32 {
 // receive reads once: what is left wakes the round again.
 func (c *call) receive(s *scratch) uint32 {
 	n, err := unix.Read(c.fd, s.memory())
-	if err == unix.EAGAIN || err == unix.EINTR {
+	if errors.Is(err, unix.EAGAIN) || errors.Is(err, unix.EINTR) {
 		return unix.EPOLLIN
 	}
 	if err != nil {
@@ -148,7 +149,7 @@ func (c *call) read(s *scratch, data []byte, broken error, eof bool) uint32 {
 	case eof:
 		source.end = io.EOF
 	}
-	res, body, err := s.parse(source, c.route.request)
+	res, body, err := s.parse(source, c.route.request) //nolint:bodyclose // parse has closed it
 	c.headed = res != nil
 	switch {
 	case err != nil && source.short():

@@ -294,8 +294,8 @@ func BenchmarkThousandAtOneHertz(b *testing.B) {
 	}
 	used, took := cpuTime()-before, time.Since(begun)
 	b.ReportMetric(100*float64(used)/float64(took), "%core")
-	least := 500 * (floor(b, at, false) + floor(b, at, true)) * took / time.Second
-	b.ReportMetric(float64(used)/float64(least), "of-floor")
+	least := 500 * (floor(b, at, false) + floor(b, at, true)).Seconds() * took.Seconds()
+	b.ReportMetric(used.Seconds()/least, "of-floor")
 	for i := range 1000 {
 		if r, ok := p.Results(strconv.Itoa(i), "c", 0); !ok || !r.Ready {
 			b.Fatalf("probe %d: %+v", i, r)

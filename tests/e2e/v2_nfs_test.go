@@ -30,7 +30,7 @@ func (e *env) serveNFS() string {
 			e.Fatal(err)
 		}
 	}
-	e.on(v2Node(), "sh", "-ec", "chmod 755 "+nfsData+"; systemctl start nfs-server; exportfs -ra; apt-get -q -y install nftables")
+	e.on(v2Node(), "sh", "-ec", "chmod 755 "+nfsData+"; systemctl start nfs-server; exportfs -ra; apt-get -q -y install nftables") //nolint:misspell // exportfs(8)
 	e.afterwards("stop the NFS server", func(ctx context.Context) error {
 		_, err := machine.Run(ctx, "sh", "-c", "systemctl stop nfs-server nfs-mountd nfs-idmapd rpcbind.socket rpcbind; systemctl reset-failed")
 		return err

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -23,16 +24,20 @@ func (cp *ControlPlane) components() []component {
 		all = append(all, cp.apiserver(i))
 	}
 	all = append(all, cp.controllerManager(), cp.scheduler())
-	for i := range all {
-		if cp.opts.FeatureGates != "" && all[i].program != "etcd" {
-			all[i].args = append(all[i].args, "--feature-gates="+cp.opts.FeatureGates)
-		}
-		if cp.opts.FeatureGates != "" && all[i].program == "kube-apiserver" {
-			// APIs that are off by default beside their gates: ClusterTrustBundles, PodCertificateRequests.
-			all[i].args = append(all[i].args, "--runtime-config=certificates.k8s.io/v1beta1=true")
-		}
-	}
 	return all
+}
+
+// gated adds the feature gates to what starts a component, also when it is started again.
+func (cp *ControlPlane) gated(c component) component {
+	if cp.opts.FeatureGates == "" || c.program == "etcd" {
+		return c
+	}
+	c.args = append(slices.Clip(c.args), "--feature-gates="+cp.opts.FeatureGates)
+	if c.program == "kube-apiserver" {
+		// APIs that are off by default beside their gates: ClusterTrustBundles, PodCertificateRequests.
+		c.args = append(c.args, "--runtime-config=certificates.k8s.io/v1beta1=true")
+	}
+	return c
 }
 
 // etcd keeps its data without fsync: a test cluster's data is worth less than the

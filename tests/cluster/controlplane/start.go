@@ -35,7 +35,7 @@ func (cp *ControlPlane) start(ctx context.Context, printer *progress.Printer) er
 }
 
 func (cp *ControlPlane) startComponent(ctx context.Context, c component) error {
-	process, err := cp.ensureProcess(ctx, c)
+	process, err := cp.ensureProcess(ctx, cp.gated(c))
 	if err != nil {
 		return fmt.Errorf("start %s: %w", c.name, err)
 	}
