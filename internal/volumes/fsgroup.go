@@ -1,15 +1,15 @@
 package volumes
 
 import (
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strconv"
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/vk-metal/vk-metal/internal/walk"
 )
 
 // dirGiven holds a file for each volume that the fsGroup was given since the server booted:
@@ -53,71 +53,10 @@ func belongsTo(path string, group int64) bool {
 	return unix.Stat(path, &st) == nil && int64(st.Gid) == group && st.Mode&unix.S_IFMT == unix.S_IFDIR && st.Mode&groupDir == groupDir
 }
 
-// changeGroup gives everything in the volume to the group. Another pod may be at work in it: no
-// symlink is followed, and neither is a mount. The top comes last, so that it tells that all is done.
+// changeGroup gives everything in the volume to the group. Another pod may be at work in it. The top
+// comes last, so that it tells that all is done.
 func changeGroup(path string, group int) error {
-	top, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return &os.PathError{Op: "open", Path: path, Err: err}
-	}
-	dir := os.NewFile(uintptr(top), path)
-	defer dir.Close()
-	if err := changeBelow(dir, group); err != nil {
-		return err
-	}
-	return changeOpen(dir, group)
-}
-
-func changeBelow(dir *os.File, group int) error {
-	for {
-		names, err := dir.Readdirnames(1000)
-		for _, name := range names {
-			if err := changeEntry(dir, name, group); err != nil {
-				return err
-			}
-		}
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-	}
-}
-
-// changeEntry passes over what has gone meanwhile and what is not of this file system.
-func changeEntry(dir *os.File, name string, group int) error {
-	fd, err := unix.Openat2(int(dir.Fd()), name, &unix.OpenHow{Flags: unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_XDEV})
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EXDEV) {
-		return nil
-	}
-	if err != nil {
-		return &os.PathError{Op: "open", Path: filepath.Join(dir.Name(), name), Err: err}
-	}
-	entry := os.NewFile(uintptr(fd), filepath.Join(dir.Name(), name))
-	defer entry.Close()
-	info, err := entry.Stat()
-	if err != nil {
-		return err
-	}
-	if info.IsDir() {
-		if err := changeDir(dir, name, group); err != nil {
-			return err
-		}
-	}
-	return changeOpen(entry, group)
-}
-
-func changeDir(parent *os.File, name string, group int) error {
-	child, err := openChild(int(parent.Fd()), name)
-	if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENOTDIR) || errors.Is(err, unix.ELOOP) {
-		return nil // it is another file by now
-	}
-	if err != nil {
-		return &os.PathError{Op: "open", Path: filepath.Join(parent.Name(), name), Err: err}
-	}
-	defer child.Close()
-	return changeBelow(child, group)
+	return walk.Bottom(path, func(f *os.File) error { return changeOpen(f, group) })
 }
 
 // changeOpen changes group and mode of an open file; a symlink has no mode of its own.
