@@ -56,6 +56,8 @@ type Deps struct {
 	Sandbox Sandbox
 	// AppArmor may be nil where Node.AppArmor is false.
 	AppArmor AppArmor
+	// SELinux is nil on a host without it.
+	SELinux SELinux
 	// Devices lends devices of device plugins; nil where there are none.
 	Devices Devices
 	// Claims has the devices of ResourceClaims made ready.
@@ -117,8 +119,8 @@ type NodeFacts struct {
 	Pressure func() []corev1.NodeConditionType
 	// Privileged says whether privileged containers are allowed.
 	DenyPrivileged bool
-	// AppArmor and SELinux say that the kernel enforces them.
-	AppArmor, SELinux bool
+	// AppArmor says that the kernel enforces it.
+	AppArmor bool
 	// NoUserNamespaces is why pods cannot have user namespaces here, empty where they can.
 	NoUserNamespaces string
 }

@@ -123,6 +123,9 @@ func (p *Provider) release(ctx context.Context, pod *corev1.Pod) error {
 		p.deps.Policy.Release(uid)
 	}
 	p.hook("release.network/after")
+	if p.deps.SELinux != nil {
+		errs = append(errs, p.deps.SELinux.Release(uid))
+	}
 	if err := p.deps.Sandbox.Remove(ctx, uid); err != nil {
 		errs = append(errs, fmt.Errorf("remove namespaces: %w", err))
 	}

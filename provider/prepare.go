@@ -65,8 +65,13 @@ func (w *worker) prepare(pod *corev1.Pod) (shared, error) {
 	if err != nil {
 		return s, err
 	}
+	labels, err := w.podSELinux()
+	if err != nil {
+		return s, err
+	}
 	s.in = podplan.PodInputs{
-		Layout: p.deps.Layout, NetNS: address.Path, IPC: paths.IPC, Shm: paths.Shm, Users: planUsers(paths.Users), Handler: handler.value.(string),
+		SELinux: labels,
+		Layout:  p.deps.Layout, NetNS: address.Path, IPC: paths.IPC, Shm: paths.Shm, Users: planUsers(paths.Users), Handler: handler.value.(string),
 		Hosts: files.hosts, ResolvConf: files.resolv, HostnameFile: files.hostname, Hostname: files.name,
 		Volumes:        planVolumes(vols.value.(map[string]volumes.Mounted)),
 		MemoryCapacity: p.deps.Node.MemoryCapacity, PodPidsLimit: p.deps.Node.PodPidsLimit,

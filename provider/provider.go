@@ -46,8 +46,9 @@ type Provider struct {
 	down     down
 	calls    stuck.Calls // into volumes, which may hang
 
-	holdForbidden   sync.Once // told that nothing is held back
-	appArmorMissing sync.Once // told that the default profile cannot be had
+	holdForbidden        sync.Once // told that nothing is held back
+	privilegedUnlabelled sync.Once // told that the policy has no label for privileged containers
+	appArmorMissing      sync.Once // told that the default profile cannot be had
 }
 
 // New makes a Provider; nothing happens before Run.
@@ -119,7 +120,7 @@ func (p *Provider) Run(ctx context.Context) error {
 func (p *Provider) policy() podplan.Policy {
 	node := p.deps.Node
 	return podplan.Policy{
-		DenyPrivileged: node.DenyPrivileged, UnsafeSysctls: node.UnsafeSysctls, AppArmor: node.AppArmor, SELinux: node.SELinux,
+		DenyPrivileged: node.DenyPrivileged, UnsafeSysctls: node.UnsafeSysctls, AppArmor: node.AppArmor,
 		HugePages: len(node.HugePages) > 0, NoUserNamespaces: node.NoUserNamespaces,
 	}
 }

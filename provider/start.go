@@ -187,6 +187,9 @@ func (w *worker) startAttempt(ctx context.Context, pod *corev1.Pod, c podplan.Co
 	if cin.Seccomp, err = w.localSeccomp(pod, c); err == nil {
 		cin.AppArmor, err = w.appArmor(pod, c)
 	}
+	if err == nil {
+		cin.Unlabelled, err = w.checkLabels(pod, c, s.in.SELinux)
+	}
 	if err != nil {
 		return errors.Join(err, w.p.deps.Logs.Discard(uid, c.Name, st.Attempt))
 	}
@@ -203,6 +206,9 @@ func (w *worker) startAttempt(ctx context.Context, pod *corev1.Pod, c podplan.Co
 		return errors.Join(&podplan.ConfigError{
 			Reason: podplan.CreateContainerConfigError, Message: fmt.Sprintf("failed to prepare subPath for container %q: %v", c.Name, err),
 		}, w.p.deps.Logs.Discard(uid, c.Name, st.Attempt))
+	}
+	if err := w.relabel(ctx, launch.Relabel); err != nil {
+		return errors.Join(&podplan.ConfigError{Reason: podplan.CreateContainerError, Message: err.Error()}, w.p.deps.Logs.Discard(uid, c.Name, st.Attempt))
 	}
 	a := newAttempt(attemptRecord{
 		Container: c.Name, Number: st.Attempt, Unit: podplan.UnitName(uid, c.Name, st.Attempt), SpecHash: podplan.SpecHash(c),

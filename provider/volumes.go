@@ -39,6 +39,9 @@ func (w *worker) volumeInfo(pod *corev1.Pod) volumes.PodInfo {
 	if sc := pod.Spec.SecurityContext; sc != nil {
 		info.FSGroup = sc.FSGroup
 	}
+	if host, err := w.podSELinux(); err == nil { // else the pod's start says so
+		info.MountLabels = podplan.MountLabels(pod, host)
+	}
 	for _, ip := range pod.Status.PodIPs {
 		info.PodIPs = append(info.PodIPs, ip.IP)
 	}
@@ -48,7 +51,7 @@ func (w *worker) volumeInfo(pod *corev1.Pod) volumes.PodInfo {
 func planVolumes(mounted map[string]volumes.Mounted) map[string]podplan.Volume {
 	out := make(map[string]podplan.Volume, len(mounted))
 	for name, m := range mounted {
-		volume := podplan.Volume{Path: m.Path, Readonly: m.Readonly, File: m.File, NoExec: m.NoExec, NoSuid: m.NoSuid, NoDev: m.NoDev}
+		volume := podplan.Volume{Path: m.Path, Readonly: m.Readonly, File: m.File, NoExec: m.NoExec, NoSuid: m.NoSuid, NoDev: m.NoDev, Relabel: m.Relabel}
 		if m.Device != nil {
 			device := podplan.BlockDevice(*m.Device)
 			volume.Device = &device

@@ -65,8 +65,10 @@ type worker struct {
 	toldIPs   []netip.Addr // whose readiness was told
 	etc       etcFiles
 	etcIPs    string // the addresses that etc was written for
-	events    eventLimiter
-	progress  progress
+	// labelled are the labels that this agent gave to volumes, by their paths.
+	labelled map[string]string
+	events   eventLimiter
+	progress progress
 
 	grant       podplan.Allocation // nil before admission
 	rejected    *podplan.Refusal

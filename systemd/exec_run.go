@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -45,6 +46,9 @@ func (m *Manager) Exec(ctx context.Context, req ExecRequest) (int, error) {
 	cmd := exec.CommandContext(ctx, m.opts.Launcher, args...)
 	cmd.Env = []string{"GOMAXPROCS=1", "GOGC=off"}
 	session := &execSession{m: m, cmd: cmd, unit: req.Unit, pid: pid}
+	if m.opts.Labels {
+		cmd.Cancel = session.kill
+	}
 	code, err := session.run(ctx, req)
 	if err != nil {
 		return 0, fmt.Errorf("exec in unit %s: %w", req.Unit, err)
@@ -74,6 +78,44 @@ type execSession struct {
 	unit    string
 	pid     int
 	control *os.File
+
+	mu      sync.Mutex
+	command *os.Process // where Options.Labels says so
+}
+
+// hold keeps the command's process, which waits to be released: its PID is nobody else's yet.
+func (s *execSession) hold(pid int) error {
+	if !s.m.opts.Labels {
+		return nil
+	}
+	process, err := os.FindProcess(pid)
+	if err != nil {
+		return fmt.Errorf("hold command: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.command = process
+	return nil
+}
+
+// kill ends the command with its launcher.
+func (s *execSession) kill() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.command != nil {
+		_ = s.command.Kill() //nolint:errcheck // it has ended already
+	}
+	return s.cmd.Process.Kill()
+}
+
+// letGo ends what hold began.
+func (s *execSession) letGo() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.command != nil {
+		_ = s.command.Release() //nolint:errcheck // closes a descriptor
+		s.command = nil
+	}
 }
 
 func (s *execSession) run(ctx context.Context, req ExecRequest) (int, error) {
@@ -88,6 +130,7 @@ func (s *execSession) run(ctx context.Context, req ExecRequest) (int, error) {
 		return 0, err
 	}
 	defer s.control.Close()
+	defer s.letGo()
 	err = s.cmd.Start()
 	theirs.Close()
 	streams.closeTheirs()
@@ -150,6 +193,9 @@ func (s *execSession) attend(ctx context.Context, streams *execStreams, req Exec
 				return err
 			}
 			continue
+		}
+		if err := s.hold(message.PID); err != nil {
+			return err
 		}
 		if err := s.admit(ctx, message.PID); err != nil {
 			return err

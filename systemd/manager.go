@@ -21,6 +21,9 @@ const DefaultLauncher = "/usr/lib/vk-metal/vk-metal-launch"
 type Options struct {
 	Layout   paths.Layout
 	Launcher string // DefaultLauncher when empty
+	// Labels says that containers have SELinux labels: the kernel then does not end a command with its
+	// launcher (PR_SET_PDEATHSIG is cleared by execve into another label), and Exec does.
+	Labels bool
 	// Logger gets what happens to the connection; slog.Default() when nil.
 	Logger *slog.Logger
 	// Dial connects to the bus; the system bus when nil.

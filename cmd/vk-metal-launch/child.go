@@ -49,7 +49,7 @@ func build(arg string, ch channel) error {
 	if err != nil {
 		return err
 	}
-	profile, err := openAppArmor(spec)
+	lsm, err := openLSM(spec)
 	if err != nil {
 		return err
 	}
@@ -72,7 +72,7 @@ func build(arg string, ch channel) error {
 	if err := stdio.install(user); err != nil {
 		return err
 	}
-	return become(spec, user, profile, false)
+	return become(spec, user, lsm, false)
 }
 
 // hideSelf closes the ways between us and whoever is in the namespaces already.

@@ -42,7 +42,7 @@ func makeDev(spec *launchspec.Spec) (int, error) {
 	if first := firstID(spec); first != 0 {
 		owner = fmt.Sprintf(",uid=%d,gid=%d", first, first)
 	}
-	dev, err := newFS("tmpfs", "mode=755,size=64m"+owner, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_STRICTATIME)
+	dev, err := newFS("tmpfs", labelled("mode=755,size=64m"+owner, spec.MountLabel), unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_STRICTATIME)
 	if err != nil {
 		return -1, err
 	}
@@ -104,7 +104,7 @@ func firstID(spec *launchspec.Spec) uint32 {
 }
 
 // mountDev mounts what makeDev made, dev, on /dev.
-func mountDev(root *rootDir, dev int) error {
+func mountDev(root *rootDir, dev int, spec *launchspec.Spec) error {
 	err := attachReal(*root, dev, "dev")
 	if err != nil {
 		return err
@@ -112,23 +112,23 @@ func mountDev(root *rootDir, dev int) error {
 	if root.null, err = unix.Openat(dev, "null", unix.O_PATH|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err != nil {
 		return fmt.Errorf("open /dev/null: %w", err)
 	}
-	return mountInDev(*root)
+	return mountInDev(*root, spec)
 }
 
-func mountInDev(root rootDir) error {
+func mountInDev(root rootDir, spec *launchspec.Spec) error {
 	for _, m := range []struct {
 		target, kind, options string
 		attrs                 int
 	}{
-		{"/dev/pts", "devpts", "newinstance,ptmxmode=0666,mode=0620,gid=5", unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC},
-		{"/dev/shm", "tmpfs", "mode=1777,size=64m", kernelAttrs},
+		{"/dev/pts", "devpts", labelled("newinstance,ptmxmode=0666,mode=0620,gid=5", spec.MountLabel), unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC},
+		{"/dev/shm", "tmpfs", labelled("mode=1777,size=64m", spec.MountLabel), kernelAttrs},
 		{"/dev/mqueue", "mqueue", "", kernelAttrs},
 	} {
 		if err := mountAt(root, m.target, m.kind, m.options, m.attrs); err != nil {
 			return err
 		}
 	}
-	return nil
+	return labelMqueue(root, spec)
 }
 
 // inDev is the device's path below /dev, if it is there.

@@ -67,44 +67,46 @@ func loadExec(args []string) (*execRequest, error) {
 
 // execMain starts one more process in a running container and lends it its exit code. It
 // stays outside of the container itself; when the agent goes, so do we, and with us the
-// process (PR_SET_PDEATHSIG).
+// process (PR_SET_PDEATHSIG, which the kernel forgets where the label changes: see orphaned).
 func execMain(args []string) int {
 	unix.CloseOnExec(agentFD)
 	agent := channel{fd: agentFD}
-	pid, err := execStart(args, agent)
+	request, err := parseExec(args)
+	pid := 0
+	if err == nil {
+		pid, err = request.start(args, agent)
+	}
 	if err != nil {
 		_ = agent.sendJSON(launchspec.ExecMessage{Error: toStartError(err)})
 		return exitOther
 	}
 	go func() {
 		if _, err := agent.receiveBytes(); err != nil {
+			request.orphaned(pid)
 			os.Exit(exitOther)
 		}
 	}()
 	return waitFor(pid)
 }
 
-func execStart(args []string, agent channel) (int, error) {
-	request, err := parseExec(args)
-	if err != nil {
-		return 0, err
-	}
+// start starts the process and returns its PID once it has become the command.
+func (r *execRequest) start(args []string, agent channel) (int, error) {
 	restoreOpenFiles()
-	if err := setRlimits(request.process.Rlimits); err != nil {
+	if err := setRlimits(r.process.Rlimits); err != nil {
 		return 0, err
 	}
-	pidfd, err := unix.PidfdOpen(request.pid, 0)
+	pidfd, err := unix.PidfdOpen(r.pid, 0)
 	if err != nil {
-		return 0, fmt.Errorf("open container process %d: %w", request.pid, err)
+		return 0, fmt.Errorf("open container process %d: %w", r.pid, err)
 	}
 	defer unix.Close(pidfd)
 	parent, childEnd, err := newChannels()
 	if err != nil {
 		return 0, err
 	}
-	clone := request.clone
-	if request.spec.Namespaces.User != nil {
-		clone = request.cloneMapped
+	clone := r.clone
+	if r.spec.Namespaces.User != nil {
+		clone = r.cloneMapped
 	}
 	pid, err := clone(pidfd, childEnd.fd, args)
 	unix.Close(childEnd.fd)
@@ -243,7 +245,7 @@ func execJoin(args []string, ch channel) error {
 	if err := ch.wait(); err != nil {
 		return errLauncherGone
 	}
-	profile, err := openAppArmor(request.spec)
+	lsm, err := openLSM(request.spec)
 	if err != nil {
 		return err
 	}
@@ -266,7 +268,7 @@ func execJoin(args []string, ch channel) error {
 			return err
 		}
 	}
-	return become(request.command(), u, profile, true)
+	return become(request.command(), u, lsm, true)
 }
 
 // command is the container's spec with the request's command in it.

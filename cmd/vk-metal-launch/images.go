@@ -21,18 +21,18 @@ func openImages(spec *launchspec.Spec, scratch string, sources []source) error {
 			continue
 		}
 		var err error
-		if sources[i], err = openImage(mount, filepath.Join(scratch, "image-"+strconv.Itoa(i))); err != nil {
+		if sources[i], err = openImage(mount, filepath.Join(scratch, "image-"+strconv.Itoa(i)), spec.MountLabel); err != nil {
 			return fmt.Errorf("open image of mount %s: %w", mount.Target, err)
 		}
 	}
 	return nil
 }
 
-func openImage(mount launchspec.Mount, dir string) (source, error) {
+func openImage(mount launchspec.Mount, dir, label string) (source, error) {
 	if err := os.MkdirAll(filepath.Join(dir, "root"), 0o755); err != nil {
 		return source{}, err
 	}
-	if err := mountOverlay(launchspec.Root{Lowers: mount.Lowers}, dir); err != nil {
+	if err := mountOverlay(launchspec.Root{Lowers: mount.Lowers}, dir, label); err != nil {
 		return source{}, err
 	}
 	fd, err := unix.Open(filepath.Join(dir, "root"), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)

@@ -24,7 +24,7 @@ func mountKernelFS(root *rootDir, spec *launchspec.Spec, dev int) (int, error) {
 	if err := attachReal(*root, proc, "proc"); err != nil {
 		return -1, err
 	}
-	if err := mountDev(root, dev); err != nil {
+	if err := mountDev(root, dev, spec); err != nil {
 		return -1, err
 	}
 	return proc, mountSys(*root, spec.Privileged)

@@ -11,7 +11,7 @@ import (
 )
 
 // newFS makes a file system and returns it as a detached mount. Options is
-// comma-separated, as for mount(8).
+// comma-separated, as for mount(8), with what labelled adds at the end.
 func newFS(kind, options string, attrs int) (int, error) {
 	fs, err := unix.Fsopen(kind, unix.FSOPEN_CLOEXEC)
 	if err != nil {
@@ -20,6 +20,12 @@ func newFS(kind, options string, attrs int) (int, error) {
 	defer unix.Close(fs)
 	if err := unix.FsconfigSetString(fs, "source", kind); err != nil {
 		return -1, fmt.Errorf("name file system %s: %w", kind, err)
+	}
+	options, label, _ := strings.Cut(options, contextOption)
+	if label != "" {
+		if err := unix.FsconfigSetString(fs, "context", label); err != nil {
+			return -1, fmt.Errorf("label file system %s %q: %w", kind, label, err)
+		}
 	}
 	for _, option := range strings.Split(options, ",") {
 		if err := setOption(fs, option); err != nil {

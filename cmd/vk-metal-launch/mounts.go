@@ -138,7 +138,7 @@ func restrictTree(tree int, mount launchspec.Mount) error {
 	return setAttr(tree, false, attrs, 0)
 }
 
-func applyMount(root rootDir, mount launchspec.Mount, src source) error {
+func applyMount(root rootDir, mount launchspec.Mount, src source, label string) error {
 	tree := src.tree
 	attrs := mountAttrs(mount)
 	var err error
@@ -150,7 +150,9 @@ func applyMount(root rootDir, mount launchspec.Mount, src source) error {
 		}
 	case launchspec.MountCgroup:
 		return mountCgroups(root, mount.Target, mount.Readonly)
-	case launchspec.MountTmpfs, launchspec.MountProc, launchspec.MountSysfs, launchspec.MountMqueue, launchspec.MountDevpts:
+	case launchspec.MountTmpfs, launchspec.MountDevpts:
+		tree, err = newFS(mount.Kind, labelled(mount.Options, label), int(attrs))
+	case launchspec.MountProc, launchspec.MountSysfs, launchspec.MountMqueue:
 		tree, err = newFS(mount.Kind, mount.Options, int(attrs))
 	default:
 		err = fmt.Errorf("unknown kind %q", mount.Kind)

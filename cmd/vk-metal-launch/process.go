@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -19,14 +18,17 @@ import (
 	"github.com/vk-metal/vk-metal/internal/launchspec"
 )
 
-// become turns this thread into the workload, confined by an AppArmor profile if there is
-// one. It returns only an error.
-func become(spec *launchspec.Spec, u *user, profile *os.File, dieWithParent bool) error {
+// become turns this thread into the workload, confined by an AppArmor profile or an SELinux
+// label if there is one. It returns only an error.
+func become(spec *launchspec.Spec, u *user, lsm securityFiles, dieWithParent bool) error {
 	env := withHome(spec.Env, u.Home)
 	if spec.TTY {
 		env = withTerm(env)
 	}
 	if err := setRlimits(spec.Rlimits); err != nil {
+		return err
+	}
+	if err := joinLabelledKeyring(lsm.keyCreate, spec.SELinux); err != nil {
 		return err
 	}
 	early := enterWorkDir(spec.Dir) // may need the user's rights, or root's
@@ -38,7 +40,10 @@ func become(spec *launchspec.Spec, u *user, profile *os.File, dieWithParent bool
 			return err
 		}
 	}
-	if err := confine(profile, spec.AppArmor); err != nil {
+	if err := confine(lsm.appArmor, spec.AppArmor); err != nil {
+		return err
+	}
+	if err := relabel(lsm.exec, spec.SELinux); err != nil {
 		return err
 	}
 	if err := restrict(spec); err != nil {

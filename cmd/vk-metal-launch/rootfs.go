@@ -44,7 +44,7 @@ func buildRoot(spec *launchspec.Spec, scratch string) error {
 		return err
 	}
 	twins := new([]int)
-	if err := mountRoot(spec.Root, host, scratch, twins); err != nil {
+	if err := mountRoot(spec, host, scratch, twins); err != nil {
 		return err
 	}
 	if err := openImages(spec, scratch, sources); err != nil {
@@ -80,7 +80,7 @@ func populate(root rootDir, spec *launchspec.Spec, sources []source, dev int) er
 		}
 	}
 	for i, mount := range spec.Mounts {
-		if err := applyMount(root, mount, sources[i]); err != nil {
+		if err := applyMount(root, mount, sources[i], spec.MountLabel); err != nil {
 			return fmt.Errorf("mount %s on %s: %w", describe(mount), mount.Target, err)
 		}
 	}
@@ -117,9 +117,9 @@ func mountScratch(dir string) error {
 	return nil
 }
 
-func mountRoot(root launchspec.Root, host *hostTree, scratch string, twins *[]int) error {
+func mountRoot(spec *launchspec.Spec, host *hostTree, scratch string, twins *[]int) error {
 	if host == nil {
-		return mountOverlay(root, scratch)
+		return mountOverlay(spec.Root, scratch, spec.MountLabel)
 	}
 	target, err := unix.Open(filepath.Join(scratch, "root"), unix.O_PATH|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -127,16 +127,17 @@ func mountRoot(root launchspec.Root, host *hostTree, scratch string, twins *[]in
 	}
 	defer unix.Close(target)
 	if err := host.attach(target, twins); err != nil {
-		return fmt.Errorf("mount root %s: %w", root.HostPath, err)
+		return fmt.Errorf("mount root %s: %w", spec.Root.HostPath, err)
 	}
 	return nil
 }
 
 // mountOverlay names every layer by a short symlink in the scratch directory: mount
 // options are limited to one page (128 layers of real paths would not fit), and no
-// character of a path needs escaping.
-func mountOverlay(root launchspec.Root, scratch string) error {
-	if root.Upper == "" && len(root.Lowers) == 1 {
+// character of a path needs escaping. All files in it have the label, if there is one, whatever
+// theirs is in the layers, which containers of other labels share.
+func mountOverlay(root launchspec.Root, scratch, label string) error {
+	if root.Upper == "" && len(root.Lowers) == 1 && label == "" {
 		return bindLayer(root.Lowers[0], scratch)
 	}
 	if err := os.Chdir(scratch); err != nil {
@@ -149,12 +150,21 @@ func mountOverlay(root launchspec.Root, scratch string) error {
 			return fmt.Errorf("name layer: %w", err)
 		}
 	}
+	if root.Upper == "" && len(names) == 1 { // overlayfs wants two
+		if err := os.Mkdir("empty", 0o755); err != nil {
+			return fmt.Errorf("make empty layer: %w", err)
+		}
+		names = append(names, "empty")
+	}
 	options := "lowerdir=" + strings.Join(names, ":")
 	if root.Upper != "" {
 		if err := errors.Join(os.Symlink(root.Upper, "u"), os.Symlink(root.Work, "w")); err != nil {
 			return fmt.Errorf("name writable layer: %w", err)
 		}
 		options += ",upperdir=u,workdir=w"
+	}
+	if label != "" {
+		options += contextOption + strconv.Quote(label)
 	}
 	if err := unix.Mount("overlay", "root", "overlay", 0, options); err != nil {
 		return fmt.Errorf("mount overlay of %d layers, upper %s: %w", len(names), root.Upper, err)

@@ -178,7 +178,7 @@ func mappedRoot(spec *launchspec.Spec, users int) (int, error) {
 			return -1, fmt.Errorf("give writable layer to the user namespace: %w", err)
 		}
 	}
-	if err := mountOverlay(mapped, userScratch); err != nil {
+	if err := mountOverlay(mapped, userScratch, spec.MountLabel); err != nil {
 		return -1, err
 	}
 	fd, err := unix.Open(filepath.Join(userScratch, "root"), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
@@ -199,7 +199,7 @@ func mappedImages(spec *launchspec.Spec, sources []handoffSource, users int) err
 		if mount.Kind != launchspec.MountImage {
 			continue
 		}
-		src, err := mappedImage(mount, filepath.Join(userScratch, "image-"+strconv.Itoa(i)), users)
+		src, err := mappedImage(mount, filepath.Join(userScratch, "image-"+strconv.Itoa(i)), users, spec.MountLabel)
 		if err != nil {
 			return fmt.Errorf("open image of mount %s: %w", mount.Target, err)
 		}
@@ -208,7 +208,7 @@ func mappedImages(spec *launchspec.Spec, sources []handoffSource, users int) err
 	return nil
 }
 
-func mappedImage(mount launchspec.Mount, dir string, users int) (source, error) {
+func mappedImage(mount launchspec.Mount, dir string, users int, label string) (source, error) {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return source{}, err
 	}
@@ -216,7 +216,7 @@ func mappedImage(mount launchspec.Mount, dir string, users int) (source, error) 
 	if mount.Lowers, err = mapLayers(mount.Lowers, dir, users); err != nil {
 		return source{}, err
 	}
-	src, err := openImage(mount, dir)
+	src, err := openImage(mount, dir, label)
 	if err != nil {
 		return source{}, err
 	}

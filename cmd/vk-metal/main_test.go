@@ -51,7 +51,7 @@ func TestPlan(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out bytes.Buffer
-	if err := printPlan(t.Context(), layout, pod, &out); err != nil {
+	if err := printPlan(t.Context(), layout, nil, pod, &out); err != nil {
 		t.Fatal(err)
 	}
 	for _, want := range []string{

@@ -22,6 +22,7 @@ import (
 	"github.com/vk-metal/vk-metal/internal/poddefaults"
 	"github.com/vk-metal/vk-metal/internal/sandbox"
 	"github.com/vk-metal/vk-metal/internal/seccomp"
+	"github.com/vk-metal/vk-metal/internal/selinux"
 	"github.com/vk-metal/vk-metal/provider/podplan"
 )
 
@@ -44,7 +45,7 @@ come from other objects show where from.`,
 			if err != nil {
 				return err
 			}
-			return printPlan(cmd.Context(), g.layout, pod, cmd.OutOrStdout())
+			return printPlan(cmd.Context(), g.layout, planLabels(), pod, cmd.OutOrStdout())
 		},
 	}
 }
@@ -79,12 +80,13 @@ func parsePod(name string, data []byte) (*corev1.Pod, error) {
 	return pod, nil
 }
 
-func printPlan(ctx context.Context, layout paths.Layout, pod *corev1.Pod, w io.Writer) error {
+func printPlan(ctx context.Context, layout paths.Layout, labels *podplan.PodSELinux, pod *corev1.Pod, w io.Writer) error {
 	if err := podplan.CheckNames(pod); err != nil {
 		return err
 	}
-	store := planStore(layout)
-	plan := podplan.For(pod, podplan.Observed{}, podplan.Policy{}, planInputs(layout, pod), func(c podplan.Container) (podplan.ContainerInputs, bool) {
+	store, in := planStore(layout), planInputs(layout, pod)
+	in.SELinux = labels
+	plan := podplan.For(pod, podplan.Observed{}, podplan.Policy{}, in, func(c podplan.Container) (podplan.ContainerInputs, bool) {
 		return planContainer(ctx, layout, store, pod, c), true
 	})
 	data, err := json.Marshal(plan)
@@ -134,9 +136,20 @@ func planInputs(layout paths.Layout, pod *corev1.Pod) podplan.PodInputs {
 		in.Users = &podplan.PodUsers{Path: layout.Namespace(uid, "user"), Size: sandbox.IDsPerPod}
 	}
 	for _, volume := range pod.Spec.Volumes {
-		in.Volumes[volume.Name] = podplan.Volume{Path: layout.PodLib(uid) + "/volumes/" + volume.Name}
+		in.Volumes[volume.Name] = podplan.Volume{Path: layout.PodLib(uid) + "/volumes/" + volume.Name, Relabel: volume.HostPath == nil && volume.NFS == nil}
 	}
 	return in
+}
+
+// planLabels are what the host's policy says, nil without SELinux. The level is the pod's once it is
+// here.
+func planLabels() *podplan.PodSELinux {
+	host := selinux.New("")
+	if host == nil {
+		return nil
+	}
+	process, file := host.Defaults()
+	return &podplan.PodSELinux{Process: process, File: file, Level: "<of its own>"}
 }
 
 func planContainer(ctx context.Context, layout paths.Layout, store *images.Manager, pod *corev1.Pod, c podplan.Container) podplan.ContainerInputs {

@@ -25,6 +25,7 @@ import (
 	"github.com/vk-metal/vk-metal/internal/objects"
 	"github.com/vk-metal/vk-metal/internal/sandbox"
 	"github.com/vk-metal/vk-metal/internal/seccomp"
+	"github.com/vk-metal/vk-metal/internal/selinux"
 	"github.com/vk-metal/vk-metal/internal/task"
 	"github.com/vk-metal/vk-metal/internal/volumes"
 	"github.com/vk-metal/vk-metal/netns"
@@ -48,13 +49,15 @@ type podParts struct {
 	csi      *csi.Manager
 	devices  *devices.Manager
 	claims   *claims.Manager
+	selinux  *selinux.Host // nil where the host has none
 	provider *provider.Provider
 }
 
 // openHost opens what does not need the cluster: systemd, the kernel's networks, the image store.
 func (a *agent) openHost(ctx context.Context) (err error) {
 	launcher := os.Getenv("VK_METAL_LAUNCHER") // for machines under test; empty is the packages' place
-	a.pods.systemd, err = systemd.NewManager(ctx, systemd.Options{Layout: a.g.layout, Launcher: launcher, Logger: a.log})
+	a.pods.selinux = selinux.New(a.g.layout.SELinuxLevels())
+	a.pods.systemd, err = systemd.NewManager(ctx, systemd.Options{Layout: a.g.layout, Launcher: launcher, Logger: a.log, Labels: a.pods.selinux != nil})
 	if err != nil {
 		return err
 	}
@@ -92,7 +95,7 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 	a.pods.logins.UseAccounts(source)
 	allocatable := func() corev1.ResourceList { return a.node.Latest().Status.Allocatable }
 	a.pods.volumes, err = volumes.NewManager(volumes.Options{
-		Layout: a.g.layout, Objects: source, TrustBundles: source, Certificates: source, Claims: volumes.APIClaims{Client: a.client}, CSI: a.pods.csi, Node: a.self, NodeAllocatable: allocatable, Disk: &a.pods.disk, Logger: a.log,
+		Layout: a.g.layout, Objects: source, TrustBundles: source, Certificates: source, Claims: volumes.APIClaims{Client: a.client}, CSI: a.pods.csi, Node: a.self, NodeAllocatable: allocatable, Disk: &a.pods.disk, Labels: a.volumeLabels(), Logger: a.log,
 	})
 	if err != nil {
 		return nil, err
@@ -129,11 +132,11 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 		NodeName: a.name, Client: a.client, Layout: a.g.layout,
 		Runtime: a.pods.systemd, Executor: a.pods.systemd, Usage: a.pods.systemd, Network: a.networkOfPods(), Policy: a.admission(), Readiness: a.readiness(), Images: a.pods.images,
 		Volumes: a.pods.volumes, Disk: &a.pods.disk, Objects: source, Probes: prober, Logs: logStreams{a.g.layout, a.cfg.Logs}, Sandbox: sandbox.New(a.g.layout),
-		AppArmor: armor, Devices: a.pods.devices, Claims: a.pods.claims,
+		AppArmor: armor, SELinux: a.labels(), Devices: a.pods.devices, Claims: a.pods.claims,
 		Services: services.Lister(), Hold: hold, Static: a.staticPods, Recorder: a.recorder, Log: a.log, DNS: a.dns(), HostIPs: a.hostIPs,
 		Node: provider.NodeFacts{
 			MemoryCapacity: a.nodeOptions().Host.Meminfo()["MemTotal"], Allocatable: allocatable, Self: a.self,
-			AppArmor: armor.Enabled(), SELinux: hostHas("/sys/fs/selinux/enforce", ""),
+			AppArmor:   armor.Enabled(),
 			PodsMemory: podsMemory, PodsTasks: podsTasks,
 			Seccomp: seccomp.HostOf(runtime.GOARCH, kernelRelease()), SeccompDefault: a.cfg.SeccompDefault,
 			NoUserNamespaces: a.noUserNamespaces(), HugePages: hugePageSizes(a.nodeOptions().Host),
@@ -186,12 +189,6 @@ func (a *agent) podTasks(ctx context.Context) ([]task.Task, error) {
 			return a.pods.volumes.Run(ctx)
 		}),
 	}, slices.Concat(bgpTasks, pluginTasks, lanTasks, a.encryptionTasks())...), nil
-}
-
-// hostHas says whether a file of the kernel is there and begins with prefix.
-func hostHas(path, prefix string) bool {
-	data, err := os.ReadFile(path)
-	return err == nil && strings.HasPrefix(string(data), prefix)
 }
 
 // kernelRelease is uname -r.

@@ -37,7 +37,7 @@ func (m *Manager) Publish(ctx context.Context, v Volume) (Published, error) {
 		m.mu.Lock()
 		pub.volume = &v
 		m.mu.Unlock()
-		return Published{Path: m.publishPath(p.uid, v.Name, s), Group: pub.Group}, nil
+		return Published{Path: m.publishPath(p.uid, v.Name, s), Group: pub.Group, Labelled: pub.Labelled}, nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
@@ -61,6 +61,7 @@ func (m *Manager) publish(ctx context.Context, v Volume, s source, p place) (Pub
 	if err != nil {
 		return Published{}, &StageError{err}
 	}
+	labelled := job.label()
 	pub := &publication{
 		Driver: s.driver, Handle: s.handle, Attach: job.attaches(), volume: &v,
 		Republish: job.spec.RequiresRepublish != nil && *job.spec.RequiresRepublish, Expand: job.caps[canExpand],
@@ -85,8 +86,23 @@ func (m *Manager) publish(ctx context.Context, v Volume, s source, p place) (Pub
 	}
 	// Another value: readers may have the one before.
 	done := *pub
-	done.Done, done.Group = true, job.givesGroup()
-	return Published{Path: m.publishPath(p.uid, v.Name, s), Group: done.Group}, m.keep(p, &done)
+	done.Done, done.Group, done.Labelled = true, job.givesGroup(), labelled
+	return Published{Path: m.publishPath(p.uid, v.Name, s), Group: done.Group, Labelled: labelled}, m.keep(p, &done)
+}
+
+// label has the driver mount the volume with its SELinux label, if the driver can and nobody else may
+// want another one (KEP-1710; SELinuxMount, which does so for other access modes, is off by default).
+func (p *publishing) label() bool {
+	var modes []corev1.PersistentVolumeAccessMode
+	if p.v.PV != nil {
+		modes = p.v.PV.Spec.AccessModes
+	}
+	able := p.spec.SELinuxMount != nil && *p.spec.SELinuxMount
+	if !able || p.v.MountLabel == "" || p.s.block || len(modes) != 1 || modes[0] != corev1.ReadWriteOncePod {
+		return false
+	}
+	p.s.mountOptions = append(slices.Clone(p.s.mountOptions), fmt.Sprintf("context=%q", p.v.MountLabel))
+	return true
 }
 
 // ask collects what the driver and its object say.

@@ -26,6 +26,8 @@ type publication struct {
 	// Done says that it has been published: it is not asked for again.
 	Done  bool `json:"done,omitempty"`
 	Group bool `json:"group,omitempty"`
+	// Labelled says that it is mounted with its SELinux label.
+	Labelled bool `json:"labelled,omitempty"`
 	// Republish and Expand say what is to be seen to while it is published.
 	Republish bool `json:"republish,omitempty"`
 	Expand    bool `json:"expand,omitempty"`

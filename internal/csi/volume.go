@@ -20,6 +20,8 @@ type Volume struct {
 	Inline   *corev1.CSIVolumeSource
 	ReadOnly bool
 	FSGroup  *int64
+	// MountLabel is the SELinux label that the volume may be mounted with, empty for none.
+	MountLabel string
 }
 
 // Published says where a volume is.
@@ -27,6 +29,8 @@ type Published struct {
 	Path string
 	// Group says that the caller is to give the volume to the pod's fsGroup.
 	Group bool
+	// Labelled says that the volume is mounted with MountLabel.
+	Labelled bool
 }
 
 const pluginDir = "kubernetes.io~csi"

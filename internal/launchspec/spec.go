@@ -62,9 +62,13 @@ type Spec struct {
 	// SeccompFlags are SECCOMP_FILTER_FLAG_* for the program.
 	SeccompFlags uint32 `json:"seccompFlags,omitempty"`
 	// AppArmor is the profile that confines the process, empty for none.
-	AppArmor string   `json:"appArmor,omitempty"`
-	Rlimits  []Rlimit `json:"rlimits,omitempty"`
-	Umask    *uint32  `json:"umask,omitempty"`
+	AppArmor string `json:"appArmor,omitempty"`
+	// SELinux is the label of the process, MountLabel that of the files in its root and in what is
+	// mounted for it alone; empty for none.
+	SELinux    string   `json:"seLinux,omitempty"`
+	MountLabel string   `json:"mountLabel,omitempty"`
+	Rlimits    []Rlimit `json:"rlimits,omitempty"`
+	Umask      *uint32  `json:"umask,omitempty"`
 	// HugePages limits what the container, and its pod, may take of each size.
 	HugePages []HugePages `json:"hugePages,omitempty"`
 	// OOMScoreAdj is tried and not insisted on: lowering it needs CAP_SYS_RESOURCE.

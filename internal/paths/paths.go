@@ -55,6 +55,9 @@ func (l Layout) Namespace(uid, kind string) string { return filepath.Join(l.PodR
 // UserIDs holds the claims of pods on the host's user and group IDs.
 func (l Layout) UserIDs() string { return filepath.Join(l.Run, "user-ids") }
 
+// SELinuxLevels holds which level each pod has.
+func (l Layout) SELinuxLevels() string { return filepath.Join(l.Run, "selinux-levels") }
+
 // LogStreams is the directory that the log writer watches: one sub-directory per
 // attempt (see cmd/vk-metal-log).
 func (l Layout) LogStreams() string { return filepath.Join(l.Run, "log-streams") }

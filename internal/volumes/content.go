@@ -75,7 +75,7 @@ func isTrue(b *bool) bool { return b != nil && *b }
 // prepareContent renders the volume. Once a volume was complete, a failure to refresh it does
 // not stop a container: with a kubelet, too, the old content stays.
 func (v volume) prepareContent(ctx context.Context, c content) (Mounted, error) {
-	mounted := Mounted{Path: c.dir, Readonly: true}
+	mounted := Mounted{Path: c.dir, Readonly: true, Relabel: true}
 	err := v.render(ctx, c)
 	if err == nil {
 		return mounted, nil
@@ -98,7 +98,7 @@ func (v volume) render(ctx context.Context, c content) error {
 		}
 		return v.fail(c.field, err)
 	}
-	w := writer{dir: c.dir, fsGroup: v.info.FSGroup, nested: v.nestedMounts()}
+	w := writer{dir: c.dir, fsGroup: v.info.FSGroup, nested: v.nestedMounts(), labels: v.m.opts.Labels}
 	if err := w.write(files); err != nil {
 		return v.fail(c.field, err)
 	}

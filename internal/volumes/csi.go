@@ -42,7 +42,7 @@ func (v volume) csi(ctx context.Context, rec *record) (Mounted, error) {
 		return Mounted{}, err
 	}
 	wanted := rec.csi(v.pod)
-	wanted.FSGroup = v.info.FSGroup
+	wanted.FSGroup, wanted.MountLabel = v.info.FSGroup, v.info.MountLabels[v.spec.Name]
 	published, err := v.m.opts.CSI.Publish(ctx, wanted)
 	block := rec.PV != nil && isBlock(rec.PV)
 	if err != nil {
@@ -57,7 +57,7 @@ func (v volume) csi(ctx context.Context, rec *record) (Mounted, error) {
 			return Mounted{}, err
 		}
 	}
-	return Mounted{Path: published.Path, Readonly: rec.ReadOnly}, nil
+	return Mounted{Path: published.Path, Readonly: rec.ReadOnly, Relabel: !rec.ReadOnly && !published.Labelled}, nil
 }
 
 // csiStep names the kubelet's step that failed.

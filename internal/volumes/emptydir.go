@@ -35,7 +35,7 @@ func (v volume) emptyDir(src *corev1.EmptyDirVolumeSource) (Mounted, error) {
 	if err != nil {
 		return Mounted{}, v.fail("emptyDir", err)
 	}
-	return Mounted{Path: dir}, nil
+	return Mounted{Path: dir, Relabel: true}, nil
 }
 
 // emptyDirPath is where the volume is: on a tmpfs for the media that are memory.

@@ -39,7 +39,9 @@ type Options struct {
 	// NodeAllocatable bounds memory-backed emptyDirs and is the default of resourceFieldRef limits.
 	NodeAllocatable func() corev1.ResourceList
 	// Disk is shared with others who measure what pods take of the disk; nil shares with nobody.
-	Disk   *diskuse.Meter
+	Disk *diskuse.Meter
+	// Labels is nil on a host without SELinux.
+	Labels Labels
 	Logger *slog.Logger
 }
 

@@ -110,6 +110,7 @@ func (v volume) local(rec *record, src *corev1.LocalVolumeSource) (Mounted, erro
 	if rec.ReadOnly {
 		return mounted, nil
 	}
+	mounted.Relabel = !mounted.Readonly
 	return mounted, v.shareLocal(rec.PV, mounted.Path)
 }
 

@@ -18,6 +18,8 @@ type Mounted struct {
 	Device *Device
 	// NoExec, NoSuid and NoDev are mount options of the volume.
 	NoExec, NoSuid, NoDev bool
+	// Relabel says that the volume is to have the SELinux label of the containers that use it.
+	Relabel bool
 }
 
 // Device is a device node of the host.
@@ -36,6 +38,8 @@ type PodInfo struct {
 	NodeName string
 	HostIPs  []string
 	PodIPs   []string
+	// MountLabels are the SELinux labels that volumes may be mounted with, by the volumes' names.
+	MountLabels map[string]string
 	// Annotations and labels come from the pod itself.
 }
 
@@ -56,6 +60,14 @@ type Error struct {
 	Named string
 	// NotFound says that a referenced object does not exist yet: retry when it appears.
 	NotFound bool
+}
+
+// Labels are files' SELinux labels; *selinux.Host implements it.
+type Labels interface {
+	// Label reads one, "" for none.
+	Label(path string) (string, error)
+	// Relabel labels all that is in a directory.
+	Relabel(path, label string, recursive bool) error
 }
 
 // Store is what the provider needs of volumes. *Manager implements it.

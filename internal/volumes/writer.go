@@ -31,6 +31,7 @@ type writer struct {
 	dir     string
 	fsGroup *int64
 	nested  []string // directories that other volumes are mounted on
+	labels  Labels   // nil without SELinux
 }
 
 // populated says whether a volume was written completely once.
@@ -159,6 +160,9 @@ func (w writer) publish(root *os.Root, files payload) (name string, err error) {
 	if err := w.share(root, name); err != nil {
 		return "", err
 	}
+	if err := w.label(name); err != nil {
+		return "", err
+	}
 	if err := root.RemoveAll(newDataLink); err != nil {
 		return "", err
 	}
@@ -285,6 +289,19 @@ func (w writer) tidy(root *os.Root, current string) error {
 		}
 	}
 	return nil
+}
+
+// label gives new files the volume's label: their own would be the agent's, which containers of other
+// pods may read.
+func (w writer) label(name string) error {
+	if w.labels == nil {
+		return nil
+	}
+	label, err := w.labels.Label(w.dir)
+	if err != nil || label == "" {
+		return err
+	}
+	return w.labels.Relabel(path.Join(w.dir, name), label, true)
 }
 
 // share gives the fsGroup read access to everything below p, as the kubelet does for read-only

@@ -148,8 +148,7 @@ func TestHostSecurityModules(t *testing.T) {
 		"AppArmor's default, without AppArmor": {profile(corev1.AppArmorProfileTypeRuntimeDefault), Policy{}, true, "AppArmor"},
 		"no profile, without AppArmor":         {profile(corev1.AppArmorProfileTypeUnconfined), Policy{}, false, ""},
 		"AppArmor's default, with AppArmor":    {profile(corev1.AppArmorProfileTypeRuntimeDefault), Policy{AppArmor: true}, false, ""},
-		"a label, without SELinux":             {labelled, Policy{}, false, ""},
-		"a label, with SELinux":                {labelled, Policy{SELinux: true}, true, ""},
+		"a label":                              {labelled, Policy{}, false, ""},
 	} {
 		got := Refusals(tc.pod, tc.policy)
 		if len(got) > 0 != tc.refused || tc.refused && got[0].Admission != tc.admission {

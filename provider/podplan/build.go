@@ -17,6 +17,8 @@ import (
 type Launch struct {
 	Unit systemd.Unit    `json:"unit"`
 	Spec launchspec.Spec `json:"spec"`
+	// Relabel is done before the unit is started; it is empty on a host without SELinux.
+	Relabel []Relabel `json:"relabel,omitempty"`
 }
 
 // defaultPath is containerd's.
@@ -61,6 +63,14 @@ func Build(pod *corev1.Pod, c Container, start Start, in PodInputs, cin Containe
 	if name := unknownCapability(c.SecurityContext); name != "" {
 		return Launch{}, &ConfigError{CreateContainerError, fmt.Sprintf("unknown capability %q in securityContext.capabilities.add", name)}
 	}
+	labels, err := LabelsOf(pod, c, in.SELinux)
+	if err != nil {
+		return Launch{}, err
+	}
+	spec.MountLabel = labels.File
+	if !cin.Unlabelled {
+		spec.SELinux = labels.Process
+	}
 	spec.AppArmor, spec.HugePages = cin.AppArmor, hugePages(pod, c, in.HugePages)
 	secure(&spec, c)
 	tighten(&spec, c, in)
@@ -69,7 +79,7 @@ func Build(pod *corev1.Pod, c Container, start Start, in PodInputs, cin Containe
 	}
 	adjust := oomScoreAdjust(pod, c, in.MemoryCapacity)
 	spec.OOMScoreAdj = &adjust
-	launch := Launch{Unit: unitOf(pod, c, start, in, cin, &adjust), Spec: spec}
+	launch := Launch{Unit: unitOf(pod, c, start, in, cin, &adjust), Spec: spec, Relabel: relabels(pod, c, in, cin, labels.File)}
 	if err := addLent(&launch, cin.Lent); err != nil {
 		return Launch{}, err
 	}

@@ -23,18 +23,18 @@ var provenBy = []struct {
 	fields map[string]string
 }{
 	{corev1.SecurityContext{}, map[string]string{
-		"capabilities": "TestMachineIsolation", "privileged": "TestMachineIsolation", "seLinuxOptions": "TestHostSecurityModules",
+		"capabilities": "TestMachineIsolation", "privileged": "TestMachineIsolation", "seLinuxOptions": "TestV2SELinux",
 		"windowsOptions": "no: of Windows", "runAsUser": "TestUsersThatMayBeRoot", "runAsGroup": "TestUserInStatus",
 		"runAsNonRoot": "TestUsersThatMayBeRoot", "readOnlyRootFilesystem": "TestFieldsReachTheLauncher",
 		"allowPrivilegeEscalation": "TestMachineIsolation", "procMount": "TestUnmaskedProc",
 		"seccompProfile": "TestSeccompProfiles", "appArmorProfile": "TestV2AppArmor",
 	}},
 	{corev1.PodSecurityContext{}, map[string]string{
-		"seLinuxOptions": "TestHostSecurityModules", "windowsOptions": "no: of Windows", "runAsUser": "TestUsersThatMayBeRoot",
+		"seLinuxOptions": "TestV2SELinux", "windowsOptions": "no: of Windows", "runAsUser": "TestUsersThatMayBeRoot",
 		"runAsGroup": "TestUserInStatus", "runAsNonRoot": "TestUsersThatMayBeRoot", "supplementalGroups": "TestUserInStatus",
 		"supplementalGroupsPolicy": "TestUserInStatus", "fsGroup": "TestGroupOfALocalVolume", "sysctls": "TestMachineInside",
 		"fsGroupChangePolicy": "TestFSGroupChangePolicy", "seccompProfile": "TestSeccompProfiles", "appArmorProfile": "TestV2AppArmor",
-		"seLinuxChangePolicy": "no: how volumes get labels, where seLinuxOptions are refused",
+		"seLinuxChangePolicy": "TestMountLabels",
 	}},
 	{corev1.Container{}, map[string]string{
 		"name": "TestFieldsReachTheLauncher", "image": "TestPullAndRestart", "command": "TestFieldsReachTheLauncher", "args": "TestFieldsReachTheLauncher",
@@ -100,7 +100,7 @@ var provenBy = []struct {
 	{storagev1.CSIDriverSpec{}, map[string]string{
 		"attachRequired": "TestVolumesAreAttachedFirst", "podInfoOnMount": "TestInlineVolume", "volumeLifecycleModes": "TestInlineVolume",
 		"storageCapacity": "no: the scheduler's", "fsGroupPolicy": "TestWhoAppliesFSGroup", "tokenRequests": "TestInlineVolume",
-		"requiresRepublish": "TestInlineVolume", "seLinuxMount": "no: a label where SELinux is enforced, which this version has not",
+		"requiresRepublish": "TestInlineVolume", "seLinuxMount": "TestMountedWithLabel",
 		"nodeAllocatableUpdatePeriodSeconds": "TestAllocatableIsKeptUpToDate", "serviceAccountTokenInSecrets": "TestTokensInSecrets",
 	}},
 	{nodev1.RuntimeClass{}, map[string]string{

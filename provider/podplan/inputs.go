@@ -28,6 +28,9 @@ type PodInputs struct {
 
 	Volumes map[string]Volume `json:"volumes,omitempty"`
 
+	// SELinux is what labels are made of, nil on a host without SELinux.
+	SELinux *PodSELinux `json:"seLinux,omitempty"`
+
 	MemoryCapacity int64 `json:"memoryCapacity"`
 	// HugePages are the sizes that the node has pages of, such as hugepages-2Mi.
 	HugePages    []corev1.ResourceName `json:"hugePages,omitempty"`
@@ -51,6 +54,8 @@ type Volume struct {
 	NoExec bool         `json:"noExec,omitempty"`
 	NoSuid bool         `json:"noSuid,omitempty"`
 	NoDev  bool         `json:"noDev,omitempty"`
+	// Relabel says that the volume is the pod's, and gets the label of who uses it.
+	Relabel bool `json:"relabel,omitempty"`
 }
 
 // BlockDevice is a block device of the host; Mode has its permission bits.
@@ -104,6 +109,9 @@ type ContainerInputs struct {
 	VolumeImages []string
 	// AppArmor is the loaded profile that confines the container, empty for none.
 	AppArmor string
+	// Unlabelled says that the host's SELinux policy has no label for privileged containers, of which
+	// this is one: its process has the host's.
+	Unlabelled bool
 }
 
 // Lent is what a container has of device plugins.

@@ -60,11 +60,10 @@ func annotatedAppArmor(value string) *corev1.AppArmorProfile {
 
 // hostSecurity refuses what asks for security modules. AppArmor profiles on a host without
 // AppArmor fail the pod, as a kubelet does (pkg/security/apparmor). SELinux options on a host
-// without SELinux mean nothing, as for a container runtime; where the host has it nothing of
-// ours applies them yet, and the pod waits.
+// without SELinux mean nothing, as for a container runtime.
 func hostSecurity(pod *corev1.Pod, policy Policy) []Refusal {
 	var refusals []Refusal
-	add := func(field, only string, profile *corev1.AppArmorProfile, options *corev1.SELinuxOptions) {
+	add := func(field, only string, profile *corev1.AppArmorProfile) {
 		if !policy.AppArmor && profile != nil && profile.Type != corev1.AppArmorProfileTypeUnconfined {
 			r := Refusal{Field: field + ".appArmorProfile", Reason: "AppArmor is not enabled on the host", Only: only}
 			if only == "" {
@@ -72,14 +71,10 @@ func hostSecurity(pod *corev1.Pod, policy Policy) []Refusal {
 			}
 			refusals = append(refusals, r)
 		}
-		if policy.SELinux && options != nil && *options != (corev1.SELinuxOptions{}) {
-			refusals = append(refusals, Refusal{Field: field + ".seLinuxOptions", Reason: notYet, Only: only})
-		}
 	}
-	add("spec.securityContext", "", podContext(pod).AppArmorProfile, podContext(pod).SELinuxOptions)
+	add("spec.securityContext", "", podContext(pod).AppArmorProfile)
 	for _, c := range Containers(pod) {
-		sc := containerContext(c)
-		add(c.Field+".securityContext", only(c), sc.AppArmorProfile, sc.SELinuxOptions)
+		add(c.Field+".securityContext", only(c), containerContext(c).AppArmorProfile)
 	}
 	return refusals
 }

@@ -27,15 +27,13 @@ func (r Refusal) String() string { return r.Field + ": " + r.Reason }
 type Policy struct {
 	DenyPrivileged bool
 	UnsafeSysctls  []string
-	// AppArmor and SELinux say that the host's kernel enforces them.
-	AppArmor, SELinux bool
+	// AppArmor says that the host's kernel enforces it.
+	AppArmor bool
 	// HugePages says that the node can limit huge pages.
 	HugePages bool
 	// NoUserNamespaces is why the host cannot give pods user namespaces, empty where it can.
 	NoUserNamespaces string
 }
-
-const notYet = "not supported by this version of vk-metal"
 
 // containerRules are the table of what is refused.
 var containerRules = []struct {
